@@ -1,0 +1,1 @@
+"""The actors: thin shells that move messages between NATS and the pure cores."""

@@ -1,0 +1,1 @@
+"""The actor runtime over NATS: typed messages, bounded mailboxes, deadlines, supervision, leases."""
