@@ -1,0 +1,339 @@
+"""The whole protocol between the actors, in the order in which a request meets it.
+
+Subjects are `hg.v1.<role>.<instance>`; the verb is the message's tag. v1 is the wire version: fields are only appended, with
+defaults. Remaining time, trace context, epoch, sender and sequence ride in the envelope (actors/runtime/message.py).
+
+    gateway ──Admit──▶ admission ──Submit──▶ scheduler ──RunStep──▶ worker
+       ▲ ◀──Decision──────┘                  ▲      └──HandBack──▶ gateway     │
+       └────────────Tokens────────────────── │ ◀─────────Stepped──────────────┤
+       └───────────────────────────────────────────────────Tokens◀────────────┘
+
+Core NATS may lose a message. What is lost is repaired by these rules, and by no others:
+- `RunStep` and `Stepped` carry step numbers; the scheduler sends again what is not acknowledged, the worker answers a step that
+  it has done with the same `Stepped` again and runs nothing twice.
+- `Tokens` carry (request, attempt, index). A gateway that sees a gap, a hand-back, a new scheduler or a silence submits the request
+  again as attempt + 1 with the tokens its client has. Tokens of an older attempt are ignored, an older submit too.
+- `Settle` may be lost: admission compares its reservations with what the gateways report every second (`Live`).
+"""
+
+from __future__ import annotations
+
+from actors.runtime import Message
+from policies.vocabulary import Request, Step, StepDone, WorkerLoad, WorkerSpec
+
+__all__ = [
+    "Accepted",
+    "Admit",
+    "Alive",
+    "Attach",
+    "Attached",
+    "AuditQuery",
+    "AuditRows",
+    "Cancel",
+    "Cancelled",
+    "Decision",
+    "Explain",
+    "HandBack",
+    "Live",
+    "Load",
+    "Ping",
+    "Quota",
+    "QuotaQuery",
+    "ReportLive",
+    "RunStep",
+    "Settle",
+    "Stepped",
+    "StepRefused",
+    "Submit",
+    "Tokens",
+    "UsageOpened",
+    "UsageQuery",
+    "UsageRow",
+    "UsageRows",
+    "UsageSettled",
+    "Where",
+    "Whereabouts",
+]
+
+# --- gateway → admission ----------------------------------------------------------------------------------------------
+
+
+class Admit(Message, frozen=True, tag="admit"):
+    """May this request be served within its contract? Ask; the answer, `Decision`, comes when it is final.
+
+    A deferred request is answered when it is admitted or its time is over. Leaving (a client that goes) is told by `Cancel`.
+    `patience_s` bounds the wait of a request without a deadline.
+    """
+
+    request: Request
+    patience_s: float
+    retries: int = 0  # of the client's SDK: an aged retry
+
+
+class Decision(Message, frozen=True, tag="decision"):
+    """admitted: the request is with the scheduler. refused: `reason` says why, and `retry_after_s` when to come back."""
+
+    outcome: str  # admitted | refused
+    reason: str = ""  # of policies.admission.Reason
+    message: str = ""  # for the client: the measured value and the threshold in words
+    measured: float = 0.0
+    threshold: float = 0.0
+    retry_after_s: float | None = None  # None: coming back does not help
+    predicted_ttft_s: float | None = None
+    predicted_tpot_s: float | None = None
+    deferred_s: float = 0.0  # how long it waited for admission; 0 when admitted at once
+    quota: Quota | None = None
+
+
+class Quota(Message, frozen=True, tag="quota"):
+    """A tenant's limits now, for the x-ratelimit headers. None: unlimited."""
+
+    requests_limit: int | None = None
+    requests_left: int | None = None
+    requests_reset_s: float = 0.0
+    tokens_limit: int | None = None
+    tokens_left: int | None = None
+    tokens_reset_s: float = 0.0
+
+
+class QuotaQuery(Message, frozen=True, tag="quota-query"):
+    """Ask for a tenant's `Quota`."""
+
+    tenant: str
+
+
+class Explain(Message, frozen=True, tag="explain"):
+    """Dry run of `Admit`: the `Decision` that it would get now. Reserves nothing."""
+
+    request: Request
+
+
+class Settle(Message, frozen=True, tag="settle"):
+    """The request is over: give back what it reserved and did not use. Tell."""
+
+    request: str
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    ttft_s: float | None = None  # measured at the gateway, for the margin of admission
+    tpot_s: float | None = None
+    attained: bool | None = None  # of its contract; None: it had none, or was cut short
+
+
+class ReportLive(Message, frozen=True, tag="report-live"):
+    """Bus `control`: admission (new epoch) asks every gateway for its `Live` at once."""
+
+
+class Live(Message, frozen=True, tag="live"):
+    """What a gateway has under way; to admission, every second and when asked. Struct of arrays."""
+
+    gateway: str
+    requests: list[str]
+    tenants: list[str]
+    tokens: list[int]  # reserved: prompt + max_tokens
+
+
+# --- gateway, admission → scheduler -----------------------------------------------------------------------------------
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """Serve this request. From admission: a tell. From a gateway that resumes: an ask, answered `Accepted`."""
+
+    request: Request
+
+
+class Accepted(Message, frozen=True, tag="accepted"):
+    """The scheduler has it."""
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """The request is of no more use. Asked of the scheduler, answered `Cancelled` when no step touches it any more.
+
+    Told to admission while the decision is open.
+    """
+
+    request: str
+
+
+class Cancelled(Message, frozen=True, tag="cancelled"):
+    """Its blocks are free. `generated` counts the outputs that workers produced for it, over all attempts."""
+
+    request: str
+    generated: int
+
+
+class Where(Message, frozen=True, tag="where"):
+    """A gateway asks about streams that have been silent for a while."""
+
+    requests: list[str]
+
+
+class Whereabouts(Message, frozen=True, tag="whereabouts"):
+    """For each request asked about: its attempt (0: unknown here) and how many outputs are known to be produced."""
+
+    attempts: list[int]
+    generated: list[int]
+
+
+class HandBack(Message, frozen=True, tag="hand-back"):
+    """The worker of these requests died: submit each again as attempt + 1. To their gateway.
+
+    `errors[i]`: not empty where the request cannot be served at all (then it is not to be submitted again).
+    """
+
+    requests: list[str]
+    attempts: list[int]
+    errors: list[str]
+
+
+# --- scheduler ↔ worker -----------------------------------------------------------------------------------------------
+
+
+class Attach(Message, frozen=True, tag="attach"):
+    """A scheduler (its lease epoch is in the envelope) takes the worker over. The worker forgets all rows; steps begin at 1."""
+
+
+class Attached(Message, frozen=True, tag="attached"):
+    """The answer. `session` is in every `Stepped` after it, so that results of an earlier attach are told apart."""
+
+    spec: WorkerSpec
+    session: int
+
+
+class RunStep(Message, frozen=True, tag="step"):
+    """Run one forward pass. Sampled tokens stay on the device, so step n+1 may arrive before n is done."""
+
+    session: int
+    step: Step
+
+
+class Stepped(Message, frozen=True, tag="stepped"):
+    """A step is done. Sent beside the `Tokens` of the same step."""
+
+    session: int
+    done: StepDone
+
+
+class StepRefused(Message, frozen=True, tag="step-refused"):
+    """The worker wants step `wanted` of `session`: an earlier one was lost."""
+
+    session: int
+    wanted: int
+
+
+# --- worker → gateway -------------------------------------------------------------------------------------------------
+
+
+class Tokens(Message, frozen=True, tag="tokens"):
+    """All tokens of one step for one gateway. Entry i: `requests[i]` in its `attempts[i]` got output `indices[i]`.
+
+    `finished[i]` is a `policies.vocabulary.Finish`. `logprobs` maps i to [(token id, logprob), …]: the chosen one first, then the
+    most likely, only for requests that asked.
+    """
+
+    step: int
+    requests: list[str]
+    attempts: list[int]
+    indices: list[int]
+    tokens: list[int]
+    finished: list[int]
+    logprobs: dict[int, list[tuple[int, float]]] = {}
+
+
+# --- bus --------------------------------------------------------------------------------------------------------------
+
+
+class Alive(Message, frozen=True, tag="alive"):
+    """Heartbeat of every process, on the bus topic of its role, every 200 ms. The epoch is in the envelope."""
+
+    role: str
+    instance: str
+    pid: int
+    state: str  # starting | ready | draining
+    model: str = ""
+    detail: str = ""
+
+
+class Load(Message, frozen=True, tag="load"):
+    """The scheduler's state, on bus topic `load`: every 100 ms, and at once when a request ends or enters while others wait."""
+
+    model: str
+    workers: list[WorkerLoad]
+    unplaced: int = 0  # requests that wait for any worker
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Answered `Accepted`: is this actor's mailbox moving?"""
+
+
+# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost ------------------------------------------------
+
+
+class UsageOpened(Message, frozen=True, tag="usage-opened"):
+    """Written ahead by the gateway before a request is answered. `Nats-Msg-Id`: `<request>:opened`."""
+
+    request: str
+    tenant: str
+    key: str
+    model: str
+    gateway: str
+    prompt_tokens: int
+    max_tokens: int
+    opened_unix_s: float
+
+
+class UsageSettled(Message, frozen=True, tag="usage-settled"):
+    """The end of a request. By its gateway, or by the scheduler if that died. `Nats-Msg-Id`: `<request>:settled`; the first counts."""
+
+    request: str
+    prompt_tokens: int
+    output_tokens: int  # those that workers produced, once each however often a replay computed them
+    cached_tokens: int
+    finish: str  # stop | length | cancelled | error | refused
+    attempts: int
+    settled_unix_s: float
+
+
+# --- gateway → ledger -------------------------------------------------------------------------------------------------
+
+
+class UsageQuery(Message, frozen=True, tag="usage-query"):
+    """Settled usage by tenant, of UTC days [since, until] (ISO dates, empty: open). The answer: `UsageRows`."""
+
+    tenant: str = ""
+    since: str = ""
+    until: str = ""
+    by: str = "tenant"  # tenant | day | key | request
+    limit: int = 1000
+
+
+class UsageRow(Message, frozen=True, tag="usage-row"):
+    """Sums over `requests` settled requests of one tenant (and day, key or request, as asked)."""
+
+    tenant: str
+    day: str
+    key: str
+    request: str
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    unsettled: int = 0  # written ahead and not settled yet
+
+
+class UsageRows(Message, frozen=True, tag="usage-rows"):
+    """In the order of tenant, day, key, request."""
+
+    rows: list[UsageRow]
+
+
+class AuditQuery(Message, frozen=True, tag="audit-query"):
+    """The latest changes of tenants and keys."""
+
+    limit: int = 100
+
+
+class AuditRows(Message, frozen=True, tag="audit-rows"):
+    """Newest first: each a JSON object with time, actor, action, target, details."""
+
+    rows: list[str]

@@ -1,0 +1,83 @@
+"""The seam between HTTP and the actors: admit a request, then read its tokens.
+
+`gateway/app.py` sees these types alone; `gateway/streams.py` implements them over NATS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from actors.messages import Decision, Quota
+from policies.vocabulary import Finish, Request
+
+__all__ = ["Delivery", "Frontend", "Generation", "GenerationFailed", "ModelInfo", "Refused"]
+
+
+class Refused(Exception):
+    """Admission said no. `decision.reason` maps to the error table (policies.admission)."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.message or decision.reason)
+        self.decision = decision
+
+
+class GenerationFailed(Exception):
+    """An admitted request cannot be finished, with the reason for the client (a mid-stream error event)."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Outputs that came since the last read, in order, none missing, none twice."""
+
+    tokens: list[int]
+    finish: Finish  # not `none` on the last delivery alone
+    logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # per token, if asked: the chosen one first
+
+
+class Generation(Protocol):
+    """One admitted request."""
+
+    request: Request
+    decision: Decision
+    prompt_tokens: int
+    cached_tokens: int
+
+    def deliveries(self) -> AsyncIterator[Delivery]:
+        """Yield until the last. Raises GenerationFailed. A slow reader gets larger deliveries, never an unbounded queue."""
+        ...
+
+    async def close(self, finish: Finish = Finish.cancelled) -> None:
+        """End it, over or not: blocks are freed, usage is settled. Idempotent. `Finish.stop` after a stop string."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that can be asked for by name."""
+
+    name: str
+    created_unix_s: int
+    max_context: int
+    ready: bool
+
+
+class Frontend(Protocol):
+    """What the HTTP side may ask of everything behind it."""
+
+    async def admit(self, request: Request, *, key: str, patience_s: float, retries: int = 0) -> Generation:
+        """Wait for the final decision. Raises Refused. Cancelling the caller withdraws the request."""
+        ...
+
+    async def explain(self, request: Request) -> Decision:
+        """What admission would say now; nothing is reserved."""
+        ...
+
+    async def quota(self, tenant: str) -> Quota | None:
+        """The tenant's limits now, for headers; None if admission does not answer."""
+        ...
+
+    def not_ready(self) -> list[str]:
+        """Why this gateway cannot serve: empty when it can (NATS, a worker for each model, predictor warm)."""
+        ...
