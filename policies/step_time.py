@@ -1,0 +1,191 @@
+"""How long a step takes, learned while serving.
+
+The form is that of the published fits (DistServe, Splitwise, SlidingServe): linear in what a step computes and reads,
+over a floor, the time to read the weights once:
+
+    T = max(floor, base + per_token·tokens) + per_attended·attended + per_context·context + per_row·rows
+
+A self-benchmark seeds it; every measured step refits it by recursive least squares with forgetting, on relative error.
+Beside the mean it keeps the recent ratios actual / predicted, and from them upper quantiles with the finite-sample
+correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds under drift too
+(adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission uses the upper quantile.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from math import ceil, exp
+from typing import NamedTuple
+
+from policies.vocabulary import StepTimeCoefficients
+
+__all__ = ["Features", "Ratios", "StepTimeModel", "step_time"]
+
+#: How unsure a seed is, in units of the variance of a measurement: five times as far off.
+_PRIOR_VARIANCE = 25.0
+
+
+class Features(NamedTuple):
+    """What a step does, as far as its duration goes."""
+
+    tokens: int  # given to the model, all rows together
+    attended: float  # Σ over prefill rows of chunk · (context + chunk / 2)
+    context: int  # Σ over decode rows of their context
+    rows: int
+
+
+class Ratios(NamedTuple):
+    """Quantiles of actual over predicted step time."""
+
+    p50: float
+    p90: float
+    p95: float
+
+
+def step_time(coefficients: StepTimeCoefficients, tokens: float, attended: float, context: float, rows: float) -> float:
+    """The mean duration of a step in seconds, by fixed coefficients."""
+    c = coefficients
+    dense = max(c.floor_s, c.base_s + c.per_token_s * tokens)
+    return dense + c.per_attended_s * attended + c.per_context_s * context + c.per_row_s * rows
+
+
+class _Window:
+    """The last `size` ratios, sorted, with upper quantiles whose level is steered to their target coverage."""
+
+    _TARGETS = (0.9, 0.95)
+    _GAIN = 0.004  # a level moves by the whole miscoverage in 250 steps
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._levels = list(self._TARGETS)
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, ratio: float) -> None:
+        if len(self._sorted) >= 20:
+            for i, target in enumerate(self._TARGETS):
+                covered = ratio <= self._at(self._levels[i])
+                level = self._levels[i] + self._GAIN * (target - covered)
+                self._levels[i] = min(0.995, max(0.5, level))
+        self._recent.append(ratio)
+        insort(self._sorted, ratio)
+        if len(self._recent) > self._size:
+            old = self._recent.popleft()
+            del self._sorted[bisect_left(self._sorted, old)]
+
+    def _at(self, level: float) -> float:
+        n = len(self._sorted)
+        return self._sorted[min(n, ceil(level * (n + 1))) - 1]
+
+    def ratios(self) -> Ratios:
+        p50, p90 = self._sorted[len(self._sorted) // 2], self._at(self._levels[0])
+        return Ratios(p50, max(p50, p90), max(p50, p90, self._at(self._levels[1])))
+
+
+class StepTimeModel:
+    """An online model of one (model, device) pair. Not thread-safe; `observe` and `predict` take about 15 µs together.
+
+    `forgetting` weighs a step against the next one: 0.995 remembers some 200 steps. An observation further than three
+    typical errors from the prediction counts as if it were at three (Huber), so a hiccup hardly moves the fit,
+    while a lasting change widens the typical error and is followed within tens of steps.
+    """
+
+    #: Ratios before any were seen: what a self-benchmark on an otherwise idle device typically misses by.
+    PRIOR = Ratios(1.0, 1.15, 1.3)
+    #: Strata by tokens in the step, from decode alone to large chunks. Each keeps its own window, so that rare large
+    #: chunks are not drowned by thousands of decode steps.
+    STRATA = (64, 256, 1024)
+
+    def __init__(self, seed: StepTimeCoefficients, *, forgetting: float = 0.995, window: int = 512) -> None:
+        if not seed.floor_s + seed.base_s + seed.per_token_s > 0:
+            raise ValueError(
+                f"step time seed predicts no time at all: {seed!r}; floor, base or per_token must be positive"
+            )
+        self._keep = forgetting**-0.5
+        unit = max(seed.floor_s, seed.base_s + seed.per_token_s)
+        given = (seed.floor_s, seed.base_s, seed.per_token_s, seed.per_attended_s, seed.per_context_s, seed.per_row_s)
+        # Each coefficient is learned in units of its seed (or of what would matter in a typical step), so that one
+        # number says how far all of them may be off.
+        usual = (unit, unit, unit / 512, unit / 2**20, unit / 2**18, unit / 512)
+        self._scale = tuple(g if g > 0 else u for g, u in zip(given, usual, strict=True))
+        self._theta = [g / s for g, s in zip(given, self._scale, strict=True)]
+        self._p = [[_PRIOR_VARIANCE if i == j else 0.0 for j in range(6)] for i in range(6)]
+        self._error = 0.05  # the typical relative error, tracked
+        self._pooled = _Window(window)
+        self._strata = [_Window(window) for _ in range(len(self.STRATA) + 1)]
+
+    @property
+    def coefficients(self) -> StepTimeCoefficients:
+        """The present fit. All coefficients are non-negative."""
+        return StepTimeCoefficients(*(t * s for t, s in zip(self._theta, self._scale, strict=True)))
+
+    @property
+    def observed(self) -> int:
+        """Ratios in the window: 0 means that only the seed is known."""
+        return len(self._pooled)
+
+    def predict(self, tokens: float, attended: float, context: float, rows: float) -> float:
+        """The mean duration in seconds."""
+        t, s = self._theta, self._scale
+        floor, dense = t[0] * s[0], t[1] * s[1] + t[2] * s[2] * tokens
+        return (floor if floor > dense else dense) + t[3] * s[3] * attended + t[4] * s[4] * context + t[5] * s[5] * rows
+
+    def predict_upper(self, tokens: float, attended: float, context: float, rows: float) -> float:
+        """What nine in ten such steps stay under, in seconds, by the ratios of steps of about this size."""
+        return self.predict(tokens, attended, context, rows) * self.ratios(tokens).p90
+
+    def ratios(self, tokens: float | None = None) -> Ratios:
+        """Quantiles of actual / predicted: of steps of about `tokens` tokens; of all if None or too few are known."""
+        window = self._pooled
+        if tokens is not None and len(stratum := self._strata[bisect_left(self.STRATA, tokens)]) >= 40:
+            window = stratum
+        return window.ratios() if len(window) >= 20 else self.PRIOR
+
+    def observe(self, features: Features, actual_s: float) -> None:
+        """Learn from a step that took `actual_s`. Non-positive times (a step that was skipped) are ignored."""
+        predicted = self.predict(*features)
+        if not 0 < actual_s < float("inf") or predicted <= 0:
+            return
+        ratio = actual_s / predicted
+        self._pooled.add(ratio)
+        self._strata[bisect_left(self.STRATA, features.tokens)].add(ratio)
+        self._refit(features, predicted, ratio - 1)
+
+    def _refit(self, features: Features, predicted: float, error: float) -> None:
+        tokens, attended, context, rows = features
+        t, s = self._theta, self._scale
+        floor, dense = t[0] * s[0], t[1] * s[1] + t[2] * s[2] * tokens
+        # Which side of the max() a step speaks about: near the kink both, in parts, or the fit would stay on the side
+        # that it began on.
+        tilt = 10 * (floor - dense) / predicted
+        memory = 1 / (1 + exp(-tilt)) if abs(tilt) < 5 else float(tilt > 0)
+        x = (
+            memory * s[0] / predicted,
+            (1 - memory) * s[1] / predicted,
+            (1 - memory) * s[2] * tokens / predicted,
+            s[3] * attended / predicted,
+            s[4] * context / predicted,
+            s[5] * rows / predicted,
+        )
+        limit = 3 * self._error
+        size = abs(error)
+        weight = 1.0 if size <= limit else limit / size
+        self._error = max(0.005, 0.97 * self._error + 0.03 * 1.25 * min(size, limit))
+
+        p = self._p
+        x0, x1, x2, x3, x4, x5 = x
+        g = [r[0] * x0 + r[1] * x1 + r[2] * x2 + r[3] * x3 + r[4] * x4 + r[5] * x5 for r in p]
+        variance = g[0] * x0 + g[1] * x1 + g[2] * x2 + g[3] * x3 + g[4] * x4 + g[5] * x5
+        gain = weight / (1 + weight * variance)
+        self._theta = [max(0.0, a + b * gain * error) for a, b in zip(t, g, strict=True)]
+        # Only what this step spoke about is forgotten, and never beyond the prior: else the covariance of what is not
+        # seen for a while (prompts at night) would grow without bound.
+        keep = self._keep
+        k = [keep if x[i] > 0.02 and p[i][i] < _PRIOR_VARIANCE else 1.0 for i in range(6)]
+        for i in range(6):
+            f, ki = gain * g[i], k[i]
+            self._p[i] = [(a - f * b) * kj * ki for a, b, kj in zip(p[i], g, k, strict=True)]
