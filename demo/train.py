@@ -216,8 +216,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=device,
     )
     save_tokenizer(tokenizer, options.out)
-    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
     model.cpu().bfloat16().save_pretrained(options.out)
+    # save_pretrained gives the weights to their owner alone.
+    (options.out / "model.safetensors").chmod(0o644)
     print(f"written to {options.out}")
 
 
