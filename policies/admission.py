@@ -1,0 +1,277 @@
+"""Contract admission: may this request start, must it wait, or is it refused with a time to come back?
+
+A request is admitted only if its contract can be kept without breaking that of anything already admitted. The four
+tests (prefill in time, pace for everyone, memory, nobody flips) are in `policies.forecast`; here their figures become one
+of three outcomes. A request whose deadline is lost is refused before any work is spent on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from policies.forecast import Ask, Forecast, Outlook, OutputHistory, Reservation
+from policies.reasons import HttpError, Reason, http_error
+from policies.vocabulary import RequestLoad, Tier, WorkerLoad
+
+__all__ = [
+    "Admit",
+    "Candidate",
+    "Defer",
+    "HttpError",
+    "Margin",
+    "Policy",
+    "Reason",
+    "Refuse",
+    "Reservation",
+    "Verdict",
+    "decide",
+    "http_error",
+]
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A request at the door. Contract figures are the request's own, no tighter than the tenant's."""
+
+    id: str
+    tenant: str
+    model: str
+    tier: int
+    prompt_tokens: int
+    max_tokens: int
+    arrived_s: float  # instant on the caller's clock
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    max_wait_s: float = 30.0  # how long one without a TTFT contract may wait for its start
+    committed: bool = True  # within the tenant's rate: else best effort, whatever its tier
+    cached: Mapping[str, int] = {}  # prompt tokens in the prefix cache, by worker
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The few figures of a decision."""
+
+    lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
+    kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
+    outputs_quantile: float = 0.8  # of a tenant's history, for what is still to come
+    retry_floor_s: float = 0.05
+    jitter: float = 0.15
+    load_time_s: float = 5.0  # until a worker for the model may be there
+
+
+_DEFAULTS = Policy()
+
+
+class Admit(msgspec.Struct, frozen=True, kw_only=True):
+    """Submit it at `tier` with `ttft_s` remaining and `tpot_s`; best on `worker`."""
+
+    worker: str
+    tier: int
+    ttft_s: float | None
+    tpot_s: float | None
+    predicted_ttft_s: float  # from arrival
+    predicted_tpot_s: float
+    headroom_s: float  # of the TTFT (or of the wait) that is left; inf never
+
+
+class Defer(msgspec.Struct, frozen=True, kw_only=True):
+    """Keep it until `until_s` (an instant), its earliest feasible start, or until a worker's state changes."""
+
+    worker: str
+    until_s: float
+    deadline_s: float  # the latest start that is still of use
+    predicted_ttft_s: float
+    predicted_tpot_s: float
+    reason: Reason  # what it waits for
+
+
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+    """`retry_after_s` None: coming back cannot help, it is impossible on an idle worker."""
+
+    reason: Reason
+    measured: float
+    threshold: float
+    retry_after_s: float | None
+    predicted_ttft_s: float | None = None
+
+
+Verdict = Admit | Defer | Refuse
+
+
+class Margin:
+    """An integral controller: how much of the SLO to hold back so that the attainment of the admitted keeps its target.
+
+    Call `observe` per finished request; `value` is in [0, most]. One miss moves it by gain·target, one kept request
+    back by gain·(1 - target), so it rests where the attainment is on target.
+    """
+
+    def __init__(self, target: float = 0.99, *, gain: float = 0.02, most: float = 0.3) -> None:
+        self._target, self._gain, self._most = target, gain, most
+        self.value = 0.0
+
+    def observe(self, met: bool) -> None:
+        """A request under contract ended, kept or missed."""
+        self.value = min(self._most, max(0.0, self.value + self._gain * (self._target - met)))
+
+
+def decide(
+    candidate: Candidate,
+    loads: Sequence[WorkerLoad],
+    reserved: Sequence[Reservation] = (),
+    *,
+    now: float,
+    margin: float = 0.0,
+    jitter: float = 0.5,
+    policy: Policy = _DEFAULTS,
+    history: OutputHistory | None = None,
+    tenant_of: Mapping[str, str] = {},
+) -> Verdict:
+    """Admit, defer or refuse `candidate`, by the forecast of every worker in `loads` that serves its model.
+
+    `reserved`: what was admitted since those reports, and what is deferred ahead of the candidate (on the worker of
+    its verdict), so that a newcomer does not overtake. `margin`: share of the SLO to hold back. `jitter` in [0, 1)
+    spreads the retries. `history` with `tenant_of` (live request id → tenant) sharpens the lengths; without, every
+    request is expected to use all it may. Reports are taken as of now: an older one makes the forecast later by its
+    age, never earlier. Pure: the caller reserves.
+    """
+    loads = [load for load in loads if load.model == candidate.model and load.slots and load.blocks]
+    if not loads:
+        return Refuse(reason=Reason.no_worker, measured=0, threshold=1, retry_after_s=policy.load_time_s)
+    binds = candidate.committed and candidate.tier < Tier.flex
+    ttft = candidate.ttft_s if binds else None
+    terms = _Terms(
+        binds=binds,
+        tier=candidate.tier if binds else int(Tier.flex),
+        ttft_s=ttft,
+        tpot_s=candidate.tpot_s if binds else None,
+        allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
+        waited_s=max(0.0, now - candidate.arrived_s),
+        margin=margin,
+    )
+    outputs = candidate.max_tokens
+    if history is not None:
+        outputs = history.remaining(candidate.tenant, 0, outputs, policy.outputs_quantile)
+    remaining = _estimator(history, tenant_of, policy)
+    options = []
+    for load in loads:
+        outlook = Outlook(
+            load, reserved, now=now, with_flex=not binds, kv_reserve=policy.kv_reserve, remaining=remaining
+        )
+        forecast = outlook.ask(_ask(candidate, terms, load.worker, outputs))
+        options.append(_Option(load.worker, forecast, terms))
+    ready = [o for o in options if o.headroom >= 0 and o.forecast.hold_s <= policy.lookahead_s]
+    if ready:
+        # Best fit under a contract keeps room for what is tighter; without one, the emptiest worker is the kindest.
+        best = min(ready, key=lambda o: o.headroom) if ttft is not None else max(ready, key=lambda o: o.headroom)
+        return _admit(best, terms)
+    later = [o for o in options if o.headroom >= 0]
+    if later:
+        return _defer(min(later, key=lambda o: o.forecast.hold_s), terms, now)
+    return _refuse(options, terms, policy, jitter)
+
+
+class _Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """The contract as it binds this request: none for one above its tenant's rate, or in the flex tier."""
+
+    binds: bool
+    tier: int
+    ttft_s: float | None
+    tpot_s: float | None
+    allowed_s: float  # from arrival, margin taken off: to the first token under a contract, else to the start
+    waited_s: float
+    margin: float
+
+
+class _Option:
+    """A worker that could serve it. `headroom`: what is left of the allowed time; negative, it would be late."""
+
+    __slots__ = ("forecast", "headroom", "late_s", "worker")
+
+    def __init__(self, worker: str, forecast: Forecast, terms: _Terms) -> None:
+        self.worker, self.forecast = worker, forecast
+        self.late_s = forecast.start_s if terms.ttft_s is None else forecast.first_token_s
+        self.headroom = terms.allowed_s - terms.waited_s - self.late_s
+
+
+def _ask(candidate: Candidate, terms: _Terms, worker: str, outputs: int) -> Ask:
+    cached = max(0, min(candidate.cached.get(worker, 0), candidate.prompt_tokens - 1))
+    return Ask(
+        tier=terms.tier,
+        prefill=candidate.prompt_tokens - cached,
+        cached=cached,
+        outputs=outputs,
+        first_token_in_s=None if terms.ttft_s is None else terms.allowed_s - terms.waited_s,
+        tpot_s=None if terms.tpot_s is None else terms.tpot_s * (1 - terms.margin),
+    )
+
+
+def _admit(option: _Option, terms: _Terms) -> Admit:
+    return Admit(
+        worker=option.worker,
+        tier=terms.tier,
+        ttft_s=None if terms.ttft_s is None else terms.ttft_s - terms.waited_s,
+        tpot_s=terms.tpot_s,
+        predicted_ttft_s=terms.waited_s + option.forecast.first_token_s,
+        predicted_tpot_s=option.forecast.tpot_s,
+        headroom_s=option.headroom,
+    )
+
+
+def _defer(option: _Option, terms: _Terms, now: float) -> Defer:
+    forecast = option.forecast
+    return Defer(
+        worker=option.worker,
+        until_s=now + forecast.hold_s,
+        deadline_s=now + forecast.hold_s + option.headroom,
+        predicted_ttft_s=terms.waited_s + forecast.first_token_s,
+        predicted_tpot_s=forecast.tpot_s,
+        reason=forecast.cause,
+    )
+
+
+def _refuse(options: Sequence[_Option], terms: _Terms, policy: Policy, jitter: float) -> Refuse:
+    """By the worker that would have it first. A fresh request that comes then has its whole contract before it."""
+    best = min(options, key=lambda o: o.late_s)
+    forecast, allowed = best.forecast, terms.allowed_s
+    if not forecast.possible:
+        return Refuse(
+            reason=forecast.cause, measured=forecast.measured, threshold=forecast.threshold, retry_after_s=None
+        )
+    if terms.ttft_s is not None and forecast.alone_s > allowed:
+        return Refuse(
+            reason=Reason.ttft_unattainable,
+            measured=forecast.alone_s,
+            threshold=allowed,
+            retry_after_s=None,
+            predicted_ttft_s=forecast.alone_s,
+        )
+    spread = 1 + policy.jitter * (2 * jitter - 1)
+    retry = max(policy.retry_floor_s, (best.late_s - allowed) * spread)
+    reason, measured, threshold = forecast.cause, forecast.measured, forecast.threshold
+    if terms.waited_s >= allowed:
+        reason, measured, threshold = Reason.deadline_exceeded, terms.waited_s, allowed
+    elif reason is Reason.ttft_unattainable:
+        measured, threshold = terms.waited_s + best.late_s, allowed
+    return Refuse(
+        reason=reason,
+        measured=measured,
+        threshold=threshold,
+        retry_after_s=retry,
+        predicted_ttft_s=terms.waited_s + forecast.first_token_s,
+    )
+
+
+def _estimator(
+    history: OutputHistory | None, tenant_of: Mapping[str, str], policy: Policy
+) -> Callable[[RequestLoad], int] | None:
+    if history is None or not tenant_of:
+        return None
+    known, quantile = history, policy.outputs_quantile
+
+    def remaining(request: RequestLoad) -> int:
+        tenant = tenant_of.get(request.id)
+        if tenant is None:
+            return request.outputs_left
+        return known.remaining(tenant, request.generated, request.outputs_left, quantile)
+
+    return remaining
