@@ -1,7 +1,7 @@
 """A step's rows as arrays: one packed sequence of tokens, no padding.
 
-Built on the host with numpy; on CUDA all of it goes up in one copy from a ring of pinned buffers as deep as the steps in
-flight. The token ids themselves are gathered on the device, since the newest may not have left it.
+Built on the host with numpy; on CUDA all of it goes up in one copy from a ring of pinned buffers as deep as the steps
+in flight. The token ids themselves are gathered on the device, since the newest may not have left it.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class BatchBuilder:
             slots[samples] * self.stride + sampled_ends,
         ]
         up = self._upload([np.ascontiguousarray(a, dtype=np.int32) for a in arrays])
-        everything = Segments(
-            up[3], up[4], up[5], query_start, ends, arrays[5], int(counts.max()), longest
-        )
+        everything = Segments(up[3], up[4], up[5], query_start, ends, arrays[5], int(counts.max()), longest)
         sampling = Segments(
             up[7], up[8], up[9], arrays[7], sampled_ends, arrays[9], 1, int(sampled_ends.max()) if len(last) else 0
         )
@@ -140,4 +138,4 @@ class BatchBuilder:
         np.concatenate([array.ravel() for array in arrays], out=pinned.numpy()[:total])
         flat = pinned[:total].to(self._device, non_blocking=True)
         sizes = [array.size for array in arrays]
-        return [part.view(array.shape) for part, array in zip(flat.split(sizes), arrays, strict=True)]
+        return [part.view(array.shape) for part, array in zip(torch.split(flat, sizes), arrays, strict=True)]

@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face checkpoint: one safetensors file or shards with an index, read by name, checked by shape."""
+"""Tensors of a Hugging Face checkpoint: one safetensors file or shards with an index, read by name and shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpu_worker.config import read_json
-from gpu_worker.device import Progress
+from gpu_worker.engine import Progress
 from gpu_worker.errors import BadModelDirectory
 
 __all__ = ["Checkpoint"]
@@ -48,7 +48,7 @@ class Checkpoint:
                 file = safe_open(str(path), framework="pt")
             except (SafetensorError, OSError) as error:
                 raise BadModelDirectory(f"{path} cannot be read as safetensors: {error}") from None
-            for key in file.keys():
+            for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
                 self._files[key] = file
         self.total_bytes = sum((directory / name).stat().st_size for name in names)
 

@@ -136,7 +136,7 @@ def _refuse_unsupported(raw: dict[str, Any], family: str) -> None:
     quantisation = raw.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else quantisation
-        raise UnsupportedModel(f"the checkpoint is quantised ({method}); float32, bfloat16 or float16 weights are needed")
+        raise UnsupportedModel(f"the checkpoint is quantised ({method}); float32, bfloat16 or float16 is needed")
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UnsupportedModel(f"activation {activation!r} of this {family} model is not supported; silu is")
@@ -185,7 +185,7 @@ def _rope(raw: dict[str, Any]) -> Rope:
     if "mscale" in given or "mscale_all_dim" in given:
         raise UnsupportedModel("yarn with mscale is not supported; plain yarn is")
     if kind != "default" and not isinstance(given.get("factor"), int | float):
-        raise BadModelDirectory(f"config.json: rope type {kind!r} has factor {given.get('factor')!r}; a number is expected")
+        raise BadModelDirectory(f"config.json: rope {kind!r} has factor {given.get('factor')!r}; a number is expected")
     return Rope(
         theta=float(theta),
         kind=kind,

@@ -1,266 +1,156 @@
-"""The engine on torch: a step goes in, its tokens come out.
+"""The seam between the worker actor and whatever runs the steps: an `Engine`, real or mock.
 
-    plan ─▶ swap, enter, grow ─▶ batch ─▶ forward ─▶ sample ─▶ token table ─▶ copy back ─▶ stop or go on
+Importing this module does not import torch: a mock worker and the gateway's tests never load it.
 
-Token ids of all slots lie in one table on the device. What a step samples is written there and read from there by the
-next step, so that a step may be launched before the one before it is collected.
+An engine is driven from one thread, in order. `execute` is `collect(launch(step))`; a driver that keeps two steps in
+flight launches step n + 1 before it collects step n. Collecting is in launch order.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
-import torch
+from gpu_worker.errors import UnsupportedModel
+from policies.vocabulary import Step, StepDone, WorkerSpec
 
-from gpu_worker.attention.interface import Backend
-from gpu_worker.batch import BatchBuilder
-from gpu_worker.device import Logprobs, SampledRows, StepResult
-from gpu_worker.errors import DeviceFailed, EngineError, IntegrityError, StepRefused
-from gpu_worker.kv import KvPools
-from gpu_worker.model import Model
-from gpu_worker.sampling import Sampled, TorchSampler
-from gpu_worker.slots import Row, SlotTable, StepPlan
-from policies.vocabulary import Finish, Step, StepDone, WorkerSpec
+__all__ = ["Engine", "Progress", "SampledRows", "StepResult", "load_engine"]
 
-__all__ = ["TorchEngine"]
+#: Called while weights load with (bytes done, bytes in all).
+Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
-class _Launched:
-    """A step under way."""
+class SampledRows:
+    """The tokens of one step, as parallel lists: what goes to the gateways."""
 
-    number: int
-    rows: list[Row]  # those that sample
-    sampled: Sampled | None = None  # on the host, once `ready` is
-    error: str = ""
-    duration_s: float = 0.0
-    began: torch.cuda.Event | None = None
-    ready: torch.cuda.Event | None = None
+    slots: list[int] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)  # of the output: position minus prompt tokens
+    tokens: list[int] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)  # Finish
+    logprobs: list[list[tuple[int, float]] | None] = field(default_factory=list)
+    """(token, log-probability) of the chosen token, then of the n most likely, best first; None where nobody asked.
+    Natural logarithms of the softmax of the raw logits, before any penalty or temperature."""
 
-
-@dataclass(slots=True, kw_only=True)
-class Debug:
-    """Switches that make hidden mistakes show. Each costs time."""
-
-    poison: bool = False  # freed blocks become NaN, and tokens of dropped slots -1
-    integrity: bool = False  # check the bookkeeping after every step
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
-class TorchEngine:
-    """See `gpu_worker.device.Engine`. `gpu_worker.load.load_torch_engine` makes one."""
+@dataclass(slots=True)
+class StepResult:
+    """`done` goes to the scheduler, `rows` to the gateways. Both list the same rows in the same order."""
 
-    def __init__(
-        self,
-        spec: WorkerSpec,
-        model: Model,
-        backend: Backend,
-        pools: KvPools,
-        *,
-        eos_ids: frozenset[int],
-        debug: Debug | None = None,
-    ) -> None:
-        self.spec = spec
-        self.model = model
-        self.pools = pools
-        self._backend = backend
-        self._debug = debug or Debug()
-        self._device = pools.device_pool.device
-        self._cuda = self._device.type == "cuda"
-        self._slots = SlotTable(
-            slots=spec.slots,
-            blocks=spec.blocks,
-            host_blocks=spec.host_blocks,
-            tokens_per_step=spec.tokens_per_step,
-            max_context=spec.max_context,
-            vocab_size=model.config.vocab_size,
-            eos_ids=eos_ids,
-        )
-        self._batches = BatchBuilder(slots=spec.slots, max_context=spec.max_context, device=self._device)
-        self._tokens = torch.zeros(spec.slots * self._batches.stride, dtype=torch.int32, device=self._device)
-        self._sampler = TorchSampler(self._tokens, self._batches.stride)
-        self._launched: deque[_Launched] = deque()
-        self.logits: torch.Tensor | None = None  # of the newest step, where a test set `keep_logits`
-        self.keep_logits = False
+    done: StepDone
+    rows: SampledRows
+
+
+class Engine(Protocol):
+    """Runs steps on one device. Not thread-safe: one thread calls it."""
+
+    @property
+    def spec(self) -> WorkerSpec: ...
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `launch` returns before the step is done, so that it pays to launch ahead."""
 
     def reset(self) -> None:
-        """See `Engine.reset`. Steps under way are finished and forgotten."""
-        if self._cuda:
-            torch.cuda.synchronize(self._device)
-        self._launched.clear()
-        self._slots.reset()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self.reset()
-        empty = self.pools.device_pool.new_empty(0)
-        self.pools.device_pool, self.pools.host_pool = empty, empty.cpu()
+        """Forget every slot and block: a new scheduler attached, and its steps count from 1 again."""
 
     def execute(self, step: Step) -> StepResult:
-        """See `Engine.execute`."""
-        return self.collect(self.launch(step))
+        """Run a step and wait for it.
 
-    @torch.inference_mode()
-    def launch(self, step: Step) -> _Launched:
-        """See `Engine.launch`."""
-        began = time.perf_counter()
-        launched = _Launched(step.number, [])
-        self._launched.append(launched)
-        try:
-            plan = self._slots.plan(step)
-            self._check_tokens(plan)
-            launched.rows = [row for row in plan.rows if row.samples]
-            self._run(plan, launched)
-        except StepRefused as refusal:
-            launched.error = str(refusal)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            launched.error = f"out-of-memory: step {step.number} does not fit: {error}"
-        except RuntimeError as error:
-            if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-                raise DeviceFailed(f"step {step.number} failed on {self._device}: {error}") from error
-            launched.error = f"out-of-memory: step {step.number} does not fit: {error}"
-        else:
-            self._slots.commit(plan)
-            if self._debug.poison:
-                self._poison(plan)
-        if launched.error:
-            launched.rows = []
-        launched.duration_s = time.perf_counter() - began
-        return launched
+        A step that breaks the protocol or does not fit in memory is refused whole: `done.error` says why, beginning
+        with ``protocol:`` or ``out-of-memory:``, and slots are as they were.
 
-    def _check_tokens(self, plan: StepPlan) -> None:
-        """An id outside the vocabulary would read beside the embedding."""
-        vocab = self.model.config.vocab_size
-        for slot, new in plan.entered:
-            ids = np.frombuffer(new.tokens, "<i4")
-            if ids.min() < 0 or ids.max() >= vocab:
-                raise StepRefused(
-                    f"protocol: request {slot.request!r} has token ids from {ids.min()} to {ids.max()}; "
-                    f"the vocabulary has {vocab}"
-                )
-
-    def _run(self, plan: StepPlan, launched: _Launched) -> None:
-        """All of a step on the device. Nothing here changes the slot table, and what it writes nobody reads if it
-        fails: blocks and tokens beyond what their slots have computed and known."""
-        if self._cuda:
-            launched.began = torch.cuda.Event(enable_timing=True)
-            launched.began.record()
-        self.pools.swap(plan.step.swap_out, plan.step.swap_in)
-        for slot, new in plan.entered:
-            self.pools.before_use(slot.blocks)
-            self._batches.set_blocks(slot.index, slot.blocks)
-            begin = slot.index * self._batches.stride
-            ids = torch.from_numpy(np.frombuffer(new.tokens, "<i4").astype(np.int32))
-            if self._cuda:
-                ids = ids.pin_memory()
-            self._tokens[begin : begin + len(ids)].copy_(ids, non_blocking=True)
-        self.pools.before_use(block for _, block in plan.grown)
-        appended: dict[int, int] = {}
-        for slot, block in plan.grown:
-            at = len(slot.blocks) + appended.get(slot.index, 0)
-            self._batches.grow(slot.index, at, block)
-            appended[slot.index] = appended.get(slot.index, 0) + 1
-        if plan.rows:
-            self._forward(plan, launched)
-        if self._cuda:
-            launched.ready = torch.cuda.Event(enable_timing=True)
-            launched.ready.record()
-
-    def _forward(self, plan: StepPlan, launched: _Launched) -> None:
-        batch = self._batches.build(plan.rows)
-        tokens = self._tokens.index_select(0, batch.token_index)
-        logits = self.model.forward(tokens, batch, self._backend)
-        if self.keep_logits:
-            self.logits = logits.clone()
-        if launched.rows:
-            sampled = self._sampler.sample(logits, launched.rows)
-            self._tokens.index_copy_(0, batch.target.long(), sampled.tokens)
-            launched.sampled = self._to_host(sampled)
-
-    def _to_host(self, sampled: Sampled) -> Sampled:
-        """Start the copies to the host; on a CPU there is nothing to copy."""
-        if not self._cuda:
-            return sampled
-
-        def host(x: torch.Tensor | None) -> torch.Tensor | None:
-            if x is None:
-                return None
-            return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-
-        tokens = host(sampled.tokens)
-        assert tokens is not None
-        return Sampled(
-            tokens, sampled.logprob_rows, host(sampled.chosen), host(sampled.top_values), host(sampled.top_tokens)
-        )
-
-    def collect(self, handle: _Launched) -> StepResult:
-        """See `Engine.collect`.
-
-        :raises EngineError: `handle` is not the oldest launched step.
+        :raises DeviceFailed: the device failed; the engine is unusable.
         """
-        if not self._launched or self._launched[0] is not handle:
-            raise EngineError(f"step {handle.number} is collected out of order, or for the second time")
-        self._launched.popleft()
-        if handle.began is not None and handle.ready is not None:
-            try:
-                handle.ready.synchronize()
-                handle.duration_s = handle.began.elapsed_time(handle.ready) * 1e-3
-            except RuntimeError as error:
-                raise DeviceFailed(f"step {handle.number} failed on {self._device}: {error}") from error
-        rows = self._sampled_rows(handle)
-        if self._debug.integrity:
-            self._slots.check_integrity()
-        done = StepDone(handle.number, rows.slot, rows.token, rows.finish, handle.duration_s, handle.error)
-        return StepResult(done, rows)
 
-    def _sampled_rows(self, handle: _Launched) -> SampledRows:
-        out = SampledRows()
-        if handle.sampled is None or handle.error:
-            return out
-        tokens: list[int] = handle.sampled.tokens.tolist()
-        logprobs = _logprobs(handle.sampled, handle.rows)
-        for i, (row, token) in enumerate(zip(handle.rows, tokens, strict=True)):
-            slot = row.slot
-            if slot.finish:  # an overrun: the step was launched before the end was known
-                continue
-            if self._debug.integrity and not 0 <= token < self.model.config.vocab_size:
-                raise IntegrityError(f"slot {slot.index} sampled token {token}")
-            finish = self._slots.finish(row, token)
-            out.slot.append(slot.index)
-            out.request.append(slot.request)
-            out.attempt.append(slot.attempt)
-            out.gateway.append(slot.gateway)
-            out.index.append(row.start + row.count - slot.prompt_tokens)
-            out.token.append(token)
-            out.finish.append(int(finish))
-            out.logprobs.append(logprobs.get(i))
-        return out
+    def launch(self, step: Step) -> Any:
+        """Start a step, and return a handle to collect it by. On a CPU the step is done then; on CUDA it is not.
 
-    def _poison(self, plan: StepPlan) -> None:
-        """After a step: blocks that nobody holds any more are NaN, ids of slots that ended -1."""
-        held = self._slots.held()
-        self.pools.poison(b for slot in plan.dropped for b in slot.blocks if b not in held)
-        for slot in plan.dropped:
-            if not any(entered.index == slot.index for entered, _ in plan.entered):
-                begin = slot.index * self._batches.stride
-                self._tokens[begin : begin + self._batches.stride].fill_(-1)
+        :raises DeviceFailed: as `execute`.
+        """
 
-    def check_integrity(self) -> None:
-        """:raises IntegrityError: the bookkeeping contradicts itself. For when the engine is idle."""
-        self._slots.check_integrity()
+    def collect(self, handle: Any) -> StepResult:
+        """Wait for the oldest launched step.
+
+        :raises DeviceFailed: as `execute`.
+        """
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent."""
 
 
-def _logprobs(sampled: Sampled, rows: list[Row]) -> dict[int, Logprobs]:
-    """Row of the step: its log-probabilities."""
-    if sampled.chosen is None:
-        return {}
-    found = {}
-    for i, row in enumerate(sampled.logprob_rows):
-        n = rows[row].slot.sampling.logprobs
-        top: list[tuple[int, float]] = []
-        if n and sampled.top_values is not None and sampled.top_tokens is not None:
-            top = list(zip(sampled.top_tokens[i, :n].tolist(), sampled.top_values[i, :n].tolist(), strict=True))
-        found[row] = Logprobs(float(sampled.chosen[i]), top)
-    return found
+def load_engine(
+    directory: str | Path | None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    model: str | None = None,
+    kv_bytes: int | None = None,
+    blocks: int | None = None,
+    host_blocks: int | None = None,
+    slots: int = 64,
+    tokens_per_step: int | None = None,
+    max_context: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Engine:
+    """Load the model in `directory` and make it ready to run: weights, KV pools, compiled kernels, self-benchmark.
+
+    :param directory: a Hugging Face model directory; None only for the mock device.
+    :param device: ``cpu``, ``cuda``, ``auto`` (cuda where there is one) or ``mock`` (no torch, modelled time).
+    :param dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``. `auto` is the checkpoint's where the device is fast
+        with it, else bfloat16 or float32; never float16 on a CPU.
+    :param model: name in the spec; the directory's name by default.
+    :param kv_bytes: memory for KV blocks on the device, all layers; `blocks` says it in blocks instead. By default a
+        share of what is free.
+    :param host_blocks: blocks of the host pool to swap to; by default as many as the device has, where memory allows.
+    :param slots: rows at most in a step.
+    :param tokens_per_step: tokens at most in a step; by default what the device does efficiently.
+    :param max_context: tokens of one request at most; by default, and at most, what the model and the pool allow.
+    :param threads: of the CPU device; by default all the process may use.
+    :raises BadModelDirectory: a file or tensor is missing or wrong.
+    :raises UnsupportedModel: the architecture, quantisation or a setting is not supported.
+    :raises DeviceOutOfMemory: the sizes asked for do not fit.
+    :raises DeviceFailed: the device asked for is not there.
+    """
+    if device not in ("auto", "cpu", "cuda", "mock"):
+        raise UnsupportedModel(f"device {device!r} is unknown; use auto, cpu, cuda or mock")
+    if device == "mock":
+        from gpu_worker.mock import MockEngine  # keeps the two engines apart: neither needs the other's imports
+
+        return MockEngine.load(
+            directory,
+            model=model,
+            blocks=blocks,
+            host_blocks=host_blocks,
+            slots=slots,
+            tokens_per_step=tokens_per_step,
+            max_context=max_context,
+            progress=progress,
+        )
+    if directory is None:
+        raise UnsupportedModel(f"device {device!r} needs a model directory; only the mock device runs without one")
+    from gpu_worker.load import load_torch_engine  # imports torch, which a mock worker must not
+
+    return load_torch_engine(
+        Path(directory),
+        device=device,
+        dtype=dtype,
+        model=model,
+        kv_bytes=kv_bytes,
+        blocks=blocks,
+        host_blocks=host_blocks,
+        slots=slots,
+        tokens_per_step=tokens_per_step,
+        max_context=max_context,
+        threads=threads,
+        progress=progress,
+    )

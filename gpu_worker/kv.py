@@ -1,7 +1,7 @@
 """KV pools on the device and on the host, and the copies between them.
 
-A pool is `[blocks, layers, 2, kv_heads, 16, head_dim]`: all layers of a block are one run of memory, so that a block moves
-in one copy, and a head's page of a layer is one run, so that decode attention streams it.
+A pool is `[blocks, layers, 2, kv_heads, 16, head_dim]`: all layers of a block are one run of memory, so that a block
+moves in one copy, and a head's page of a layer is one run, so that decode attention streams it.
 
 On CUDA the copies run on a stream of their own. A swap-out waits for the steps before it; a block with a copy under way
 is waited for by the first step that uses it again, and by no other.
@@ -42,7 +42,9 @@ class KvPools:
             raise DeviceOutOfMemory(
                 f"{blocks} device and {host_blocks} host blocks of {self.block_bytes} bytes do not fit: {error}"
             ) from None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pending: dict[int, torch.cuda.Event] = {}  # device block: its copy under way
 
     def swap(self, out: list[tuple[int, int]], back: list[tuple[int, int]]) -> None:
@@ -57,7 +59,7 @@ class KvPools:
         with torch.cuda.stream(self._stream):
             self._copy(self.host_pool, self.device_pool, [(host, block) for block, host in out])
             self._copy(self.device_pool, self.host_pool, [(block, host) for host, block in back])
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
         for block in [block for block, _ in out] + [block for _, block in back]:
             self._pending[block] = done

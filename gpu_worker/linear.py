@@ -46,7 +46,8 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 def packing_works(dtype: torch.dtype) -> bool:
     """Whether this torch can run packed layers of `dtype` here, and gets the same result as plain ones."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype not in (torch.float32, torch.bfloat16) or not available:
         return False
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(96, 64, generator=generator).to(dtype)

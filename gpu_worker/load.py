@@ -10,13 +10,13 @@ import torch
 from gpu_worker.attention.reference import ReferenceBackend
 from gpu_worker.checkpoint import Checkpoint
 from gpu_worker.config import ModelConfig, read_config
-from gpu_worker.device import Progress
-from gpu_worker.engine import TorchEngine
+from gpu_worker.engine import Progress
 from gpu_worker.errors import DeviceFailed, DeviceOutOfMemory, UnsupportedModel
 from gpu_worker.kv import KvPools
 from gpu_worker.linear import packing_works
 from gpu_worker.model import load_model
 from gpu_worker.rope import rope_table
+from gpu_worker.torch_engine import TorchEngine
 from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients, WorkerSpec
 
 __all__ = ["load_torch_engine"]
@@ -53,7 +53,9 @@ def load_torch_engine(
         raise UnsupportedModel(f"max_context {max_context} is beyond the model's {config.max_context}")
     block_bytes = config.kv_elements_per_block(BLOCK_SIZE) * kind.itemsize
     blocks = blocks or _default_blocks(config, kv_bytes, block_bytes, where, slots, context)
-    host_blocks = min(blocks, _free_bytes(torch.device("cpu")) // 4 // block_bytes) if host_blocks is None else host_blocks
+    host_blocks = (
+        min(blocks, _free_bytes(torch.device("cpu")) // 4 // block_bytes) if host_blocks is None else host_blocks
+    )
     context = min(context, blocks * BLOCK_SIZE)
     pools = KvPools(config, blocks=blocks, host_blocks=host_blocks, dtype=kind, device=where)
     table = rope_table(config.rope, config.head_dim, context + 1).to(where)

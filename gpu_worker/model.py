@@ -1,8 +1,8 @@
 """The transformer: Llama, Mistral, Qwen2 and Qwen3 as one function over packed tokens.
 
 Two things are done less often than the textbook has them. Logits are computed where a token is sampled, and nowhere
-else. In the last layer, past its K and V, nothing but those positions matters, so it runs for them alone: that saves most
-of a layer on every prompt token.
+else. In the last layer, past its K and V, nothing but those positions matters, so it runs for them alone: that saves
+most of a layer on every prompt token.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ class _Planner:
         if not 0 < new.prompt_tokens <= known:
             raise self.refuse(f"{name} with {new.prompt_tokens} prompt tokens of {known}")
         if not 0 <= new.computed < known:
-            raise self.refuse(f"{name} with {new.computed} computed of {known} tokens; the last is always computed here")
+            raise self.refuse(f"{name} with {new.computed} of {known} tokens computed; the last must be left")
         if new.prompt_tokens + new.max_tokens > self.table.max_context:
             raise self.refuse(
                 f"{name} with {new.prompt_tokens} + {new.max_tokens} tokens; a context holds {self.table.max_context}"

@@ -1,4 +1,4 @@
-"""The backend in plain torch: each row by itself, its context gathered, in float32. Slow; the others are tested with it."""
+"""The backend in plain torch: each row by itself, its context gathered, in float32. Slow; it tests the others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ReferenceBackend:
     ) -> torch.Tensor:
         c = self._config
         heads = qkv.view(len(qkv), c.heads + 2 * c.kv_heads, c.head_dim)
-        q, k, v = heads.split((c.heads, c.kv_heads, c.kv_heads), dim=1)
+        q, k, v = torch.split(heads, [c.heads, c.kv_heads, c.kv_heads], dim=1)
         if q_norm is not None and k_norm is not None:
             q, k = self.rms_norm(q, q_norm, c.norm_eps)[0], self.rms_norm(k, k_norm, c.norm_eps)[0]
         angles = self._rope[batch.positions.long()]
