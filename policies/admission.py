@@ -1,8 +1,8 @@
 """Contract admission: may this request start, must it wait, or is it refused with a time to come back?
 
 A request is admitted only if its contract can be kept without breaking that of anything already admitted. The four
-tests (prefill in time, pace for everyone, memory, nobody flips) are in `policies.forecast`; here their figures become one
-of three outcomes. A request whose deadline is lost is refused before any work is spent on it.
+tests (prefill in time, pace for everyone, memory, nobody flips) are in `policies.forecast`; here their figures become
+one of three outcomes. A request whose deadline is lost is refused before any work is spent on it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from policies.forecast import Ask, Forecast, Outlook, OutputHistory, Reservation
+from policies.forecast import Ask, Forecast, forecast
+from policies.history import OutputHistory
 from policies.reasons import HttpError, Reason, http_error
 from policies.vocabulary import RequestLoad, Tier, WorkerLoad
+from policies.worker_state import HORIZON, Reservation, WorkerState
 
 __all__ = [
     "Admit",
@@ -57,6 +59,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     retry_floor_s: float = 0.05
     jitter: float = 0.15
     load_time_s: float = 5.0  # until a worker for the model may be there
+    flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
 
 
 _DEFAULTS = Policy()
@@ -125,13 +128,15 @@ def decide(
     policy: Policy = _DEFAULTS,
     history: OutputHistory | None = None,
     tenant_of: Mapping[str, str] = {},
+    keep_tpot_s: float | None = None,
 ) -> Verdict:
     """Admit, defer or refuse `candidate`, by the forecast of every worker in `loads` that serves its model.
 
     `reserved`: what was admitted since those reports, and what is deferred ahead of the candidate (on the worker of
     its verdict), so that a newcomer does not overtake. `margin`: share of the SLO to hold back. `jitter` in [0, 1)
     spreads the retries. `history` with `tenant_of` (live request id → tenant) sharpens the lengths; without, every
-    request is expected to use all it may. Reports are taken as of now: an older one makes the forecast later by its
+    request is expected to use all it may. `keep_tpot_s`: the tightest pace that any tenant was promised on this model,
+    for which those without a contract leave room even while nobody runs under it. Reports are taken as of now: an older one makes the forecast later by its
     age, never earlier. Pure: the caller reserves.
     """
     loads = [load for load in loads if load.model == candidate.model and load.slots and load.blocks]
@@ -144,6 +149,7 @@ def decide(
         tier=candidate.tier if binds else int(Tier.flex),
         ttft_s=ttft,
         tpot_s=candidate.tpot_s if binds else None,
+        keep_tpot_s=None if binds else keep_tpot_s,
         allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
         waited_s=max(0.0, now - candidate.arrived_s),
         margin=margin,
@@ -152,13 +158,21 @@ def decide(
     if history is not None:
         outputs = history.remaining(candidate.tenant, 0, outputs, policy.outputs_quantile)
     remaining = _estimator(history, tenant_of, policy)
+    promised: dict[str, list[Reservation]] = {}
+    for reservation in reserved:
+        promised.setdefault(reservation.worker, []).append(reservation)
     options = []
     for load in loads:
-        outlook = Outlook(
-            load, reserved, now=now, with_flex=not binds, kv_reserve=policy.kv_reserve, remaining=remaining
+        state = WorkerState(
+            load,
+            promised.get(load.worker, ()),
+            now=now,
+            contract=binds,
+            flex_yields=policy.flex_yields,
+            remaining=remaining,
         )
-        forecast = outlook.ask(_ask(candidate, terms, load.worker, outputs))
-        options.append(_Option(load.worker, forecast, terms))
+        ask = _ask(candidate, terms, state, outputs)
+        options.append(_Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve), terms))
     ready = [o for o in options if o.headroom >= 0 and o.forecast.hold_s <= policy.lookahead_s]
     if ready:
         # Best fit under a contract keeps room for what is tighter; without one, the emptiest worker is the kindest.
@@ -177,6 +191,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True):
     tier: int
     ttft_s: float | None
     tpot_s: float | None
+    keep_tpot_s: float | None
     allowed_s: float  # from arrival, margin taken off: to the first token under a contract, else to the start
     waited_s: float
     margin: float
@@ -193,15 +208,19 @@ class _Option:
         self.headroom = terms.allowed_s - terms.waited_s - self.late_s
 
 
-def _ask(candidate: Candidate, terms: _Terms, worker: str, outputs: int) -> Ask:
-    cached = max(0, min(candidate.cached.get(worker, 0), candidate.prompt_tokens - 1))
+def _ask(candidate: Candidate, terms: _Terms, state: WorkerState, outputs: int) -> Ask:
+    cached = max(0, min(candidate.cached.get(state.load.worker, 0), candidate.prompt_tokens - 1))
+    tpot = None if terms.tpot_s is None else terms.tpot_s * (1 - terms.margin)
+    keep = terms.keep_tpot_s
+    if keep is not None and state.step(1, 0.0, candidate.prompt_tokens + HORIZON, 1) <= keep:
+        tpot = keep
     return Ask(
         tier=terms.tier,
         prefill=candidate.prompt_tokens - cached,
         cached=cached,
         outputs=outputs,
         first_token_in_s=None if terms.ttft_s is None else terms.allowed_s - terms.waited_s,
-        tpot_s=None if terms.tpot_s is None else terms.tpot_s * (1 - terms.margin),
+        tpot_s=tpot,
     )
 
 
