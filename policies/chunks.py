@@ -1,0 +1,65 @@
+"""How large a chunk of a prompt a step takes, so that running rows keep their pace.
+
+Sarathi-Serve fixes a token budget once; here the budget is a time, that of the tightest pace among the running rows, and
+the chunk is the largest whose predicted step stays under it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from policies.step_time import Features, Ratios
+from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients
+
+__all__ = ["StepTime", "largest_chunk"]
+
+
+class StepTime(Protocol):
+    """The model of step durations that a scheduler asks and teaches."""
+
+    @property
+    def coefficients(self) -> StepTimeCoefficients:
+        """The present fit."""
+
+    def predict(self, tokens: float, attended: float, context: float, rows: float) -> float:
+        """The mean duration of a step in seconds."""
+
+    def observe(self, features: Features, actual_s: float) -> None:
+        """Learn from a step."""
+
+    def ratios(self) -> Ratios:
+        """Quantiles of actual over predicted."""
+
+
+def largest_chunk(
+    step_time: StepTime,
+    *,
+    limit_s: float,
+    tokens: int,
+    attended: float,
+    context: int,
+    rows: int,
+    position: int,
+    most: int,
+    least: int,
+) -> int:
+    """Tokens of a prompt, at `position`, to add to a step that has `tokens`, `attended`, `context` and `rows` already.
+
+    Between `least` (progress, whatever it costs) and `most`, and a multiple of a block unless it is one of these.
+    """
+    predict = step_time.predict
+
+    def fits(chunk: int) -> bool:
+        return predict(tokens + chunk, attended + chunk * (position + chunk / 2), context, rows + 1) <= limit_s
+
+    least = min(least, most)
+    if fits(most):
+        return most
+    low, high = least // BLOCK_SIZE, -(-most // BLOCK_SIZE)  # in blocks: high does not fit, low is taken to
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle * BLOCK_SIZE):
+            low = middle
+        else:
+            high = middle
+    return max(least, min(most, low * BLOCK_SIZE)) if low > least // BLOCK_SIZE else least

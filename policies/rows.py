@@ -1,0 +1,140 @@
+"""A live request inside a scheduler: its counters, and where it is.
+
+There is no phase. A row has tokens (the prompt, then the outputs known so far), and a step computes KV for some more of
+them; prefill, a chunk of one, decode, and recompute after preemption are all that. Three integers that must never be
+confused count KV:
+
+- `computed`: in the row's blocks, and acknowledged;
+- `in_flight`: given to steps that are not acknowledged yet;
+- `stale`: those of `in_flight` whose KV the row has given up since (it was preempted, cancelled, or is over).
+
+Since steps are planned ahead of their results, outputs are also promised before they are known: `left` counts the outputs
+that may still be *planned*, so a row with `left == 0` is surely over with what is in flight and is not planned again.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import IntEnum
+from math import inf
+
+from policies.vocabulary import Finish, Request, Step, unpack_tokens
+
+__all__ = ["Flight", "Place", "Row"]
+
+
+class Place(IntEnum):
+    """The one list that holds a row."""
+
+    waiting = 0
+    prefilling = 1  # in a slot, has known tokens that are in no step yet
+    decoding = 2  # in a slot, one token at a time
+    draining = 3  # in a slot, its last output is in flight
+    over = 4
+
+
+class Row:
+    """The state of one request. Plain data: whoever holds the row keeps it consistent."""
+
+    __slots__ = (
+        "blocks",
+        "cached_tokens",
+        "chain",
+        "charged",
+        "computed",
+        "deadline",
+        "end",
+        "finish",
+        "first_scheduled_at",
+        "first_token_at",
+        "host_blocks",
+        "in_flight",
+        "left",
+        "place",
+        "preemptions",
+        "prompt_tokens",
+        "queued_at",
+        "registered",
+        "request",
+        "room",
+        "saved",
+        "seen",
+        "sequence",
+        "slot",
+        "stale",
+        "started",
+        "ticket",
+        "tier",
+        "tokens",
+        "touched",
+        "tpot_s",
+        "waiting_since",
+    )
+
+    def __init__(self, request: Request, *, sequence: int, now: float) -> None:
+        self.request = request
+        self.tokens = array("i", unpack_tokens(request.prompt))
+        self.prompt_tokens = len(self.tokens)
+        self.tokens.extend(unpack_tokens(request.generated))
+        self.seen = len(self.tokens) - self.prompt_tokens  # outputs that an earlier attempt gave
+        self.end = self.prompt_tokens + request.max_tokens  # tokens when the request surely is over
+        self.computed = 0
+        self.in_flight = 0
+        self.stale = 0
+        self.left = self.end - len(self.tokens)
+
+        self.place = Place.waiting
+        self.slot = -1
+        self.blocks: list[int] = []
+        self.room = 0  # tokens that `blocks` hold
+        self.registered = 0  # blocks that the prefix index was told of
+        self.chain: list[bytes] = []  # names of the full blocks, as far as they were asked for
+        self.host_blocks: list[int] = []
+        self.saved = 0  # tokens whose KV is in `host_blocks`
+        self.touched = 0  # the last step that touches its blocks
+        self.started = 0  # the step that gave it its slot
+        self.preemptions = 0
+        self.ticket = 0  # its present entry in the waiting queue; 0: none
+        self.charged = 0  # outputs that its tenant's fair share was charged for
+
+        self.tier = request.tier
+        self.tpot_s = request.tpot_s
+        self.deadline = inf if request.ttft_s is None or self.seen else now + request.ttft_s
+        self.sequence = sequence  # order of arrival
+        self.queued_at = now
+        self.waiting_since = now
+        self.first_scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+        self.cached_tokens = 0
+        self.finish = Finish.none
+
+    @property
+    def generated(self) -> int:
+        """Outputs that are known, those of earlier attempts included."""
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def position(self) -> int:
+        """Tokens given to the model so far: the position of the next one."""
+        return self.computed + self.in_flight
+
+    @property
+    def behind(self) -> int:
+        """Tokens to give to the model before it samples one that is not promised yet."""
+        return self.end - self.left - self.computed - self.in_flight
+
+
+class Flight:
+    """A step that is planned but not acknowledged, with the rows that were in its slots then."""
+
+    __slots__ = ("attended", "context", "decodes", "predicted_s", "rows", "samples", "step", "tokens")
+
+    def __init__(self, step: Step, rows: list[Row], samples: list[bool], decodes: int) -> None:
+        self.step = step
+        self.rows = rows  # in the order of step.slots
+        self.samples = samples  # for the rows after the first `decodes`: whether the chunk ends what is known
+        self.decodes = decodes
+        self.tokens = 0
+        self.attended = 0.0
+        self.context = 0
+        self.predicted_s = 0.0

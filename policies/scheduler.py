@@ -1,0 +1,359 @@
+"""The scheduler of one worker: what its next step runs.
+
+Sans-I/O and without a clock: `now` (seconds, any origin, never going back) comes in, steps and events come out. The actor
+feeds it messages, the simulator a virtual clock, the tests chaos.
+
+It plans ahead: with two steps in flight, step n + 1 is planned before the result of step n is known. A decode row of n + 1
+takes the output of n as a placeholder, so plans carry counts and never sampled ids; what a row turns out to have been
+given too much (it ended on a stop token) comes back absent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from policies.chunks import StepTime
+from policies.config import SchedulerConfig
+from policies.errors import StepRefused, Unservable, WorkerMismatch
+from policies.events import Event, Finished, FirstToken
+from policies.integrity import check_integrity
+from policies.kv import KvMemory
+from policies.order import WaitingQueue
+from policies.planner import Planner
+from policies.rows import Flight, Place, Row
+from policies.running import Running, worst_case
+from policies.step_time import Features
+from policies.vocabulary import (
+    BLOCK_SIZE,
+    Finish,
+    Request,
+    RequestLoad,
+    Step,
+    StepDone,
+    WorkerLoad,
+    WorkerSpec,
+    pack_tokens,
+)
+
+__all__ = ["Live", "Scheduler"]
+
+_FOREVER = float("inf")
+
+
+class Live(NamedTuple):
+    """A request that a worker has not finished, for handing back."""
+
+    request: Request
+    attempt: int
+    gateway: str
+    generated: bytes  # packed outputs that are known here; its gateway may have seen more
+
+
+class Scheduler:
+    """Drives one worker, through one pool of KV blocks.
+
+    Not thread-safe. `submit`, `cancel` and `complete` take effect in the next `plan`.
+    """
+
+    def __init__(self, spec: WorkerSpec, *, config: SchedulerConfig, step_time: StepTime) -> None:
+        self.spec = spec
+        self.config = config
+        self._step_time = step_time
+        self._reset()
+
+    def _reset(self) -> None:
+        spec, config = self.spec, self.config
+        self._rows: dict[str, Row] = {}
+        self._events: list[Event] = []
+        self._flights: deque[Flight] = deque()
+        self._early: dict[int, StepDone] = {}
+        self._planned = 0
+        self._sequence = 0
+        self._kv = KvMemory(spec.blocks, spec.host_blocks)
+        slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
+        self._running = Running(slots, max_preemptions=config.max_preemptions)
+        self._waiting = WaitingQueue(
+            patience_s=config.patience_s, patience_share=config.patience_share, weights=config.weights
+        )
+        self._planner = Planner(
+            spec,
+            config,
+            self._step_time,
+            kv=self._kv,
+            running=self._running,
+            waiting=self._waiting,
+            events=self._events,
+        )
+
+    # Requests
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request. Submitted again it is ignored; a later attempt takes the place of an earlier one.
+
+        :raises Unservable: if this worker could never serve it.
+        """
+        known = self._rows.get(request.id)
+        if known is not None and request.attempt <= known.request.attempt:
+            return
+        self._sequence += 1
+        row = Row(request, sequence=self._sequence, now=now)
+        self._check_servable(row)
+        if known is not None:
+            self._end(known, Finish.cancelled, now)
+        self._rows[request.id] = row
+        self._waiting.push(row, now)
+
+    def _check_servable(self, row: Row) -> None:
+        name, spec = row.request.id, self.spec
+        if not row.prompt_tokens:
+            raise Unservable(f"request {name}: the prompt is empty; it must have at least one token")
+        if row.left <= 0:
+            raise Unservable(
+                f"request {name}: max_tokens is {row.request.max_tokens}, but {row.seen} outputs are given"
+            )
+        if row.end > spec.max_context:
+            raise Unservable(
+                f"request {name}: {row.prompt_tokens} prompt tokens + max_tokens {row.request.max_tokens} "
+                f"exceed the context of {spec.max_context}"
+            )
+        if (blocks := worst_case(row)) > spec.blocks:
+            raise Unservable(f"request {name}: needs {blocks} KV blocks at its longest, the worker has {spec.blocks}")
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """Stop a request; unknown ones are ignored. Its blocks are free at once, fenced by the steps in flight.
+
+        `Finished` comes once no step touches it any more, so that its outputs are counted exactly.
+        """
+        row = self._rows.get(request_id)
+        if row is not None:
+            self._end(row, Finish.cancelled, now)
+
+    # Steps
+
+    @property
+    def in_flight(self) -> int:
+        """Steps planned and not acknowledged."""
+        return len(self._flights)
+
+    def unacknowledged(self) -> list[Step]:
+        """The steps in flight, the oldest first, for sending them again."""
+        return [flight.step for flight in self._flights]
+
+    def plan(self, now: float) -> Step | None:
+        """The next step; None if there is nothing to do, or enough steps are in flight."""
+        if len(self._flights) >= self.config.steps_in_flight:
+            return None
+        flight = self._planner.plan(self._planned + 1, now, alone=not self._flights)
+        if flight is None:
+            return None
+        self._planned += 1
+        self._flights.append(flight)
+        return flight.step
+
+    def complete(self, done: StepDone, now: float) -> list[Event]:
+        """Take the result of a step; returns the events since the last time.
+
+        Results may come twice (ignored) and out of order (kept until those before have come).
+
+        :raises StepRefused: if the worker refused the step.
+        :raises WorkerMismatch: if the result does not fit the step.
+        """
+        if self._planned - len(self._flights) < done.number <= self._planned:
+            self._early[done.number] = done
+        elif done.number > self._planned:
+            raise WorkerMismatch(f"result of step {done.number}, but only {self._planned} steps were planned")
+        while self._flights and (ready := self._early.pop(self._flights[0].step.number, None)) is not None:
+            if ready.error:
+                raise StepRefused(f"step {ready.number}: {ready.error}")
+            self._apply(self._flights.popleft(), ready, now)
+        return self.take_events()
+
+    def take_events(self) -> list[Event]:
+        """The events since the last time. After `submit`, `cancel` and `plan`, whose events else wait for a result."""
+        events = self._events[:]
+        self._events.clear()
+        return events
+
+    def _apply(self, flight: Flight, done: StepDone, now: float) -> None:
+        self._kv.acknowledge(done.number)
+        self._observe(flight, done)
+        slots, decodes = flight.step.slots, flight.decodes
+        tokens: list[int | None] | list[int] = done.tokens
+        finished = done.finished
+        if done.slots != slots:
+            tokens, finished = _align(flight, done)
+        register = self._kv.register
+        for row, token, finish in zip(flight.rows[:decodes], tokens, finished, strict=False):
+            if row.stale or token is None:
+                self._settle(row, 1, token, finish, True, now)
+                continue
+            row.in_flight -= 1
+            row.computed = computed = row.computed + 1
+            row.tokens.append(token)
+            if not computed % BLOCK_SIZE and row.blocks:
+                register(row)
+            if finish or not (row.left or row.in_flight):
+                self._end(row, Finish(finish or Finish.length), now)
+        counts = flight.step.counts
+        for i, samples in enumerate(flight.samples, decodes):
+            self._settle(flight.rows[i], counts[i], tokens[i], finished[i], samples, now)
+
+    def _settle(self, row: Row, count: int, token: int | None, finish: int, samples: bool, now: float) -> None:
+        """Acknowledge `count` tokens of a row, and the output that it sampled with them."""
+        row.in_flight -= count
+        if row.stale:
+            row.stale -= count
+        else:
+            row.computed += count
+            if row.blocks:
+                self._kv.register(row)
+        if row.finish not in (Finish.none, Finish.cancelled):
+            return  # an overrun
+        if token is not None:
+            row.tokens.append(token)
+            if row.first_token_at is None:
+                self._first_token(row, now)
+        elif samples and row.place is not Place.over:
+            raise WorkerMismatch(f"request {row.request.id}: an output was to be sampled, but none came")
+        if row.place is Place.over:
+            if not row.in_flight:
+                self._report(row, now)
+        elif finish or not (row.left or row.in_flight):
+            self._end(row, Finish(finish or Finish.length), now)
+
+    def _observe(self, flight: Flight, done: StepDone) -> None:
+        if flight.rows and done.duration_s > 0:
+            features = Features(flight.tokens, flight.attended, flight.context, len(flight.rows))
+            self._step_time.observe(features, done.duration_s)
+
+    # Ends
+
+    def _first_token(self, row: Row, now: float) -> None:
+        request = row.request
+        row.first_token_at = now
+        late_s = None if row.deadline == _FOREVER else now - row.deadline
+        assert row.first_scheduled_at is not None
+        self._events.append(
+            FirstToken(
+                request.id,
+                request.attempt,
+                request.tenant,
+                request.gateway,
+                row.queued_at,
+                row.first_scheduled_at,
+                now,
+                late_s,
+            )
+        )
+
+    def _end(self, row: Row, finish: Finish, now: float) -> None:
+        """A row is over: give up everything it holds."""
+        self._waiting.charge(row)
+        if row.place is Place.waiting:
+            self._waiting.remove(row)
+            row.place = Place.over
+        else:
+            self._running.leave(row, Place.over)
+        self._kv.release(row)
+        self._kv.drop_saved(row)
+        row.finish = finish
+        row.stale = row.in_flight
+        if self._rows.get(row.request.id) is row:
+            del self._rows[row.request.id]
+        if finish is not Finish.cancelled or not row.in_flight:
+            self._report(row, now)
+
+    def _report(self, row: Row, now: float) -> None:
+        request = row.request
+        self._events.append(
+            Finished(
+                request.id,
+                request.attempt,
+                request.tenant,
+                request.gateway,
+                row.finish,
+                row.prompt_tokens,
+                row.generated,
+                row.cached_tokens,
+                row.preemptions,
+                row.queued_at,
+                row.first_scheduled_at,
+                row.first_token_at,
+                now,
+            )
+        )
+
+    # Views
+
+    def load(self, now: float, worker: str) -> WorkerLoad:
+        """The state of the worker, for admission and placement."""
+        spec, running, ratios = self.spec, self._running, self._step_time.ratios()
+        return WorkerLoad(
+            worker,
+            spec.model,
+            spec.blocks,
+            spec.blocks - self._kv.device.held,
+            running.size,
+            running.free_slots,
+            spec.tokens_per_step,
+            spec.max_context,
+            self._step_time.coefficients,
+            ratios.p50,
+            ratios.p90,
+            ratios.p95,
+            [_request_load(row, now) for row in self._rows.values()],
+        )
+
+    def requests(self) -> list[Live]:
+        """The requests that are not over, in order of arrival."""
+        return [
+            Live(row.request, row.request.attempt, row.request.gateway, pack_tokens(row.tokens[row.prompt_tokens :]))
+            for row in self._rows.values()
+        ]
+
+    def drop_all(self) -> list[Live]:
+        """Forget everything, as after an attach; returns what is to be handed back. Nothing is reported of it."""
+        live = self.requests()
+        self._reset()
+        return live
+
+    def check_integrity(self) -> None:
+        """:raises InvariantBroken: if the books do not agree with each other. O(rows + blocks)."""
+        check_integrity(self._kv, self._running, self._waiting, self._rows.values(), self._flights)
+
+
+def _align(flight: Flight, done: StepDone) -> tuple[list[int | None], list[int]]:
+    """Tokens and finishes in the order of the step's rows; None and 0 where a row is absent."""
+    at = {slot: i for i, slot in enumerate(done.slots)}
+    tokens: list[int | None] = [None] * len(flight.rows)
+    finished = [0] * len(flight.rows)
+    for row, slot in enumerate(flight.step.slots):
+        i = at.pop(slot, None)
+        if i is not None:
+            tokens[row], finished[row] = done.tokens[i], done.finished[i]
+    if at:
+        raise WorkerMismatch(f"step {done.number}: results for slots {sorted(at)}, which it did not run")
+    return tokens, finished
+
+
+def _request_load(row: Row, now: float) -> RequestLoad:
+    waits_for_first = row.first_token_at is None
+    if row.place is Place.waiting:
+        left = len(row.tokens) - row.saved
+    else:
+        left = max(1, row.behind)
+    lead_s = 0.0
+    if row.tpot_s is not None and row.first_token_at is not None:
+        lead_s = row.first_token_at + (row.generated - row.seen) * row.tpot_s - now
+    return RequestLoad(
+        row.request.id,
+        row.tier,
+        left,
+        row.computed,
+        row.generated,
+        row.end - len(row.tokens),
+        row.deadline - now if waits_for_first and row.deadline != _FOREVER else None,
+        row.tpot_s,
+        lead_s,
+    )

@@ -1,0 +1,51 @@
+"""Rows that share a prefix nobody has computed yet: one computes it, the others wait for those blocks alone.
+
+Waiting never convoys: blocks that are resident are taken at once, only the very next missing block is looked for among
+those being computed, and a row does not wait for one of a lower class, nor to save only a few tokens.
+"""
+
+from __future__ import annotations
+
+from policies.kv import Start
+from policies.rows import Place, Row
+from policies.vocabulary import BLOCK_SIZE
+
+__all__ = ["SingleFlight"]
+
+_MOST_NAMES = 65_536
+
+
+class SingleFlight:
+    """Which row computes which block first."""
+
+    __slots__ = ("_leaders", "_least")
+
+    def __init__(self, least_tokens: int) -> None:
+        self._least = max(1, least_tokens // BLOCK_SIZE)
+        self._leaders: dict[bytes, tuple[Row, int]] = {}
+
+    def leads(self, row: Row, start: Start) -> None:
+        """A row started: it computes what it did not hit."""
+        if len(self._leaders) > _MOST_NAMES:
+            self._leaders = {name: entry for name, entry in self._leaders.items() if _computing(*entry)}
+        for i in range(start.computed // BLOCK_SIZE, (len(row.tokens) - 1) // BLOCK_SIZE):
+            name = row.chain[i]
+            if (entry := self._leaders.get(name)) is None or not _computing(*entry):
+                self._leaders[name] = (row, i)
+
+    def wait(self, row: Row, start: Start) -> bool:
+        """Whether a waiting row gains enough by letting another compute the blocks that it misses."""
+        first = start.computed // BLOCK_SIZE
+        last = first + self._least - 1
+        chain = row.chain
+        if last >= (len(row.tokens) - 1) // BLOCK_SIZE:
+            return False
+        return self._leads(chain[first], row) and self._leads(chain[last], row)
+
+    def _leads(self, name: bytes, row: Row) -> bool:
+        entry = self._leaders.get(name)
+        return entry is not None and entry[0].tier <= row.tier and _computing(*entry)
+
+
+def _computing(row: Row, block: int) -> bool:
+    return row.place in (Place.prefilling, Place.decoding, Place.draining) and row.registered <= block < len(row.blocks)
