@@ -13,7 +13,9 @@ import msgspec
 
 from policies.forecast import Ask, Forecast, forecast
 from policies.history import OutputHistory
+from policies.margin import Margin
 from policies.reasons import HttpError, Reason, http_error
+from policies.verdict import Admit, Candidate, Defer, Policy, Refuse, Verdict
 from policies.vocabulary import RequestLoad, Tier, WorkerLoad
 from policies.worker_state import HORIZON, Reservation, WorkerState
 
@@ -33,88 +35,7 @@ __all__ = [
 ]
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A request at the door. Contract figures are the request's own, no tighter than the tenant's."""
-
-    id: str
-    tenant: str
-    model: str
-    tier: int
-    prompt_tokens: int
-    max_tokens: int
-    arrived_s: float  # instant on the caller's clock
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    max_wait_s: float = 30.0  # how long one without a TTFT contract may wait for its start
-    committed: bool = True  # within the tenant's rate: else best effort, whatever its tier
-    cached: Mapping[str, int] = {}  # prompt tokens in the prefix cache, by worker
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The few figures of a decision."""
-
-    lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
-    kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
-    outputs_quantile: float = 0.8  # of a tenant's history, for what is still to come
-    retry_floor_s: float = 0.05
-    jitter: float = 0.15
-    load_time_s: float = 5.0  # until a worker for the model may be there
-    flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
-
-
 _DEFAULTS = Policy()
-
-
-class Admit(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit it at `tier` with `ttft_s` remaining and `tpot_s`; best on `worker`."""
-
-    worker: str
-    tier: int
-    ttft_s: float | None
-    tpot_s: float | None
-    predicted_ttft_s: float  # from arrival
-    predicted_tpot_s: float
-    headroom_s: float  # of the TTFT (or of the wait) that is left; inf never
-
-
-class Defer(msgspec.Struct, frozen=True, kw_only=True):
-    """Keep it until `until_s` (an instant), its earliest feasible start, or until a worker's state changes."""
-
-    worker: str
-    until_s: float
-    deadline_s: float  # the latest start that is still of use
-    predicted_ttft_s: float
-    predicted_tpot_s: float
-    reason: Reason  # what it waits for
-
-
-class Refuse(msgspec.Struct, frozen=True, kw_only=True):
-    """`retry_after_s` None: coming back cannot help, it is impossible on an idle worker."""
-
-    reason: Reason
-    measured: float
-    threshold: float
-    retry_after_s: float | None
-    predicted_ttft_s: float | None = None
-
-
-Verdict = Admit | Defer | Refuse
-
-
-class Margin:
-    """An integral controller: how much of the SLO to hold back so that the attainment of the admitted keeps its target.
-
-    Call `observe` per finished request; `value` is in [0, most]. One miss moves it by gain·target, one kept request
-    back by gain·(1 - target), so it rests where the attainment is on target.
-    """
-
-    def __init__(self, target: float = 0.99, *, gain: float = 0.02, most: float = 0.3) -> None:
-        self._target, self._gain, self._most = target, gain, most
-        self.value = 0.0
-
-    def observe(self, met: bool) -> None:
-        """A request under contract ended, kept or missed."""
-        self.value = min(self._most, max(0.0, self.value + self._gain * (self._target - met)))
 
 
 def decide(
@@ -136,8 +57,8 @@ def decide(
     its verdict), so that a newcomer does not overtake. `margin`: share of the SLO to hold back. `jitter` in [0, 1)
     spreads the retries. `history` with `tenant_of` (live request id → tenant) sharpens the lengths; without, every
     request is expected to use all it may. `keep_tpot_s`: the tightest pace that any tenant was promised on this model,
-    for which those without a contract leave room even while nobody runs under it. Reports are taken as of now: an older one makes the forecast later by its
-    age, never earlier. Pure: the caller reserves.
+    for which those without a contract leave room even while nobody runs under it. Reports are taken as of now: an
+    older one makes the forecast later by its age, never earlier. Pure: the caller reserves.
     """
     loads = [load for load in loads if load.model == candidate.model and load.slots and load.blocks]
     if not loads:
