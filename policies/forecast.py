@@ -20,11 +20,12 @@ from math import ceil, inf
 import msgspec
 
 from policies.future_kv import Held, earliest_start, peak
+from policies.history import OutputHistory
 from policies.reasons import Reason
 from policies.vocabulary import BLOCK_SIZE
-from policies.worker_state import HORIZON, Prompt, Row, WorkerState
+from policies.worker_state import HORIZON, Prompt, Reservation, Row, WorkerState
 
-__all__ = ["MIN_ROOM", "Ask", "Forecast", "forecast"]
+__all__ = ["MIN_ROOM", "Ask", "Forecast", "OutputHistory", "Reservation", "forecast"]
 
 #: Prompt tokens that a step takes at least, however tight the pace.
 MIN_ROOM = 64
