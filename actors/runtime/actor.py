@@ -1,8 +1,9 @@
 """Actors: a class whose methods handle messages, one at a time.
 
-An actor sees one message at a time, in the order of arrival, so its state needs no locks. Three kinds of handler leave that
-line on purpose: `@handles(concurrent=True)` runs as its own task (for what waits long), an async generator is a streaming
-reply and also its own task, and a plain `def` is run without a task at all (for what is sent thousands of times a second).
+An actor sees one message at a time, in the order of arrival, so its state needs no locks. Three kinds of handler leave
+that line on purpose: `@handles(concurrent=True)` runs as its own task (for what waits long), an async generator is a
+streaming reply and also its own task, and a plain `def` is run without a task at all (for what is sent thousands of
+times a second).
 """
 
 from __future__ import annotations
@@ -65,6 +66,16 @@ class Context:
         return self.meta.sender
 
     @property
+    def sender_role(self) -> str:
+        """The role of who sent it."""
+        return self.meta.sender.partition(".")[0]
+
+    @property
+    def sender_instance(self) -> str:
+        """The instance of who sent it."""
+        return self.meta.sender.partition(".")[2]
+
+    @property
     def run(self) -> int:
         """Changes when the sender's process is another one than before."""
         return self.meta.run
@@ -116,8 +127,8 @@ def handles(*, concurrent: bool = False) -> Callable[[F], F]: ...
 def handles(function: Any = None, *, concurrent: bool = False) -> Any:
     """Mark a method `(self, msg: SomeMessage, ctx: Context)` as the handler of the type its `msg` is annotated with.
 
-    What it returns is the reply (None: no reply was wanted). `Failed` and the other `ActorError`s are answered to the caller;
-    any other exception ends the actor. `concurrent`: run as a task of its own, bounded by the mailbox size.
+    What it returns is the reply (None: no reply was wanted). `Failed` and the other `ActorError`s are answered to the
+    caller; any other exception ends the actor. `concurrent`: run as a task of its own, bounded by the mailbox size.
     """
 
     def mark(method: F) -> F:

@@ -36,7 +36,7 @@ class PendingAsk:
 
 
 class PendingStream:
-    """Waits for many envelopes, at most `window` of them unread, since the producer sends only what it has credit for."""
+    """Waits for many envelopes; at most `window` are unread, since the producer needs credit for each."""
 
     __slots__ = ("_error", "_loop", "_queue", "_waiter", "_window", "subject")
 

@@ -1,8 +1,9 @@
 """What can go wrong between actors, as exceptions that a caller can tell apart.
 
-An `ask` ends in exactly one of: a reply, `Busy` (the callee's mailbox is full, try elsewhere or later), `DeadlineExceeded`
-(time ran out here or there), `Crashed` (the callee died on this message), `NoRoute` (nobody listens), or `Failed` (the
-callee refused, with a reason for machines). A handler refuses by raising `Failed`; that never ends its actor.
+An `ask` ends in exactly one of: a reply, `Busy` (the callee's mailbox is full, try elsewhere or later),
+`DeadlineExceeded` (time ran out here or there), `Crashed` (the callee died on this message), `NoRoute` (nobody
+listens), or `Failed` (the callee refused, with a reason for machines). A handler refuses by raising `Failed`; that
+never ends its actor.
 """
 
 from __future__ import annotations
@@ -49,11 +50,14 @@ class Forbidden(NoRoute):
 
 
 class Disconnected(NoRoute):
-    """There is no connection, and the outbound buffer for the time without one is full, or the connection is closed."""
+    """The connection is closed, or away while the buffer for what waits to be sent is full."""
 
 
 class Gap(ActorError):
-    """A streaming reply lost an item. `expected` is the index that did not come, `got` the one that did (None: the end)."""
+    """A streaming reply lost an item.
+
+    `expected` is the index that did not come, `got` the one that did (None: the end).
+    """
 
     def __init__(self, expected: int, got: int | None) -> None:
         super().__init__(f"stream item {expected} is missing, got {'nothing more' if got is None else got}")
@@ -62,7 +66,7 @@ class Gap(ActorError):
 
 
 class Failed(ActorError):
-    """A refusal with a reason for machines (`draining`, `unknown-message`, `stale-epoch`, or one of the actor's own)."""
+    """A refusal with a reason for machines (`draining`, `unknown-message`, `stale-epoch`, or an actor's own)."""
 
     def __init__(self, reason: str, detail: str = "", *, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

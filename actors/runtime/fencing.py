@@ -1,7 +1,7 @@
 """What a receiver remembers of its senders: the highest epoch of each lease, and the last sequence number of each.
 
-A lease's epoch grows with every holder, so a message of a lower epoch is from a holder that was replaced and does not know
-yet. Core NATS loses messages without telling anyone; the sequence numbers make it known.
+A lease's epoch grows with every holder, so a message of a lower epoch is from a holder that was replaced and does not
+know yet. Core NATS loses messages without telling anyone; the sequence numbers make it known.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sequences:
     def missed(self, meta: Meta) -> int:
         """Note a message; returns how many were lost just before it, or -1 if it is a repetition.
 
-        Of a sender never heard before nothing is known to be lost. When a known sender is restarted, it counts from 1 again.
+        Of a sender never heard before nothing is known to be lost. A known sender that restarts counts from 1 again.
         """
         before = self._last.get(meta.sender)
         self._last[meta.sender] = (meta.run, meta.sequence)

@@ -1,8 +1,9 @@
 """Who is alive: heartbeats, goodbyes, and the decision that somebody is dead.
 
-Heartbeats on the bus decide about death, not the lease and not a watch on it: a key-value watch can die without a word, and
-a lease is slow. A peer is dead when five heartbeats in a row did not come, when it came back with another epoch (it lost what
-it knew), or when it said goodbye. `DeathWatch` is the decision, with time as an argument; `Watch` listens for it.
+Heartbeats on the bus decide about death, not the lease and not a watch on it: a key-value watch can die without a word,
+and a lease is slow. A peer is dead when five heartbeats in a row did not come, when it came back with another epoch (it
+lost what it knew), or when it said goodbye. `DeathWatch` is the decision, with time as an argument; `Watch` listens for
+it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from actors.runtime.message import Message
 
@@ -26,7 +29,7 @@ class Alive(Message, frozen=True, tag="alive"):
 
     instance: str
     epoch: int = 0
-    info: dict[str, Any] = {}
+    info: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):
@@ -102,8 +105,8 @@ class DeathWatch:
 class Watch:
     """Follows the heartbeats of a role for one actor.
 
-    `on_death(death)` and `on_alive(peer)` are called on the event loop and must not wait; `on_alive` for every heartbeat,
-    after the death of a predecessor was told.
+    `on_death(death)` and `on_alive(peer)` are called on the event loop and must not wait; `on_alive` for every
+    heartbeat, after the death of a predecessor was told.
     """
 
     def __init__(

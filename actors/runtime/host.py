@@ -1,8 +1,8 @@
 """Runs one actor: its bounded mailbox, and how each message is opened, handled and answered.
 
-The transport's callbacks run one at a time and must not wait, so `receive` only looks at the envelope: it refuses, queues,
-or, if the actor is idle and the handler is a plain function, calls it on the spot. Everything else happens in one task that
-takes messages in order.
+The transport's callbacks run one at a time and must not wait, so `receive` only looks at the envelope: it refuses,
+queues, or, if the actor is idle and the handler is a plain function, calls it on the spot. Everything else happens in
+one task that takes messages in order.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class ActorHost:
     # Life
 
     async def run(self, ready: asyncio.Event | None = None) -> None:
-        """Serve until `stop`. :raises Exception: what the actor raised, if it crashed (a group, if several things did)."""
+        """Serve until `stop`.
+
+        :raises Exception: what the actor raised, if it crashed (a group, if several things did).
+        """
         actor = self._actor
         actor.node = self._node
         actor.leases = []
@@ -135,7 +138,7 @@ class ActorHost:
                 await subscription.unsubscribe()
 
     async def drain(self, deadline_s: float) -> None:
-        """Leave the queue group, refuse new asks, and finish what is here, at most until `deadline_s` on the loop's clock."""
+        """Leave the queue group, refuse new asks, and finish what is here; by `deadline_s` on the loop's clock."""
         if self._shared is not None:
             await self._shared.unsubscribe()
             await self._node.flush()
@@ -314,7 +317,7 @@ class ActorHost:
         """Run a plain function."""
         handler, message, ctx = opened
         try:
-            result = handler.function(self._actor, message, ctx)
+            self._reply(ctx, handler.function(self._actor, message, ctx))
         except ActorError as error:
             if isinstance(error, LeaseLost):
                 self._fail(error)
@@ -322,9 +325,6 @@ class ActorHost:
         except Exception as error:
             self._crashed(ctx, error)
             self._fail(error)
-        else:
-            if ctx.reply:
-                self._node.keep(self._reply(ctx, result))
 
     def _start(self, opened: _Opened) -> None:
         """Run a handler as its own task."""
@@ -361,7 +361,7 @@ class ActorHost:
                     if handler.is_stream:
                         await self._produce(handler.function(self._actor, message, ctx), ctx, call)
                     else:
-                        await self._reply(ctx, await handler.function(self._actor, message, ctx))
+                        self._reply(ctx, await handler.function(self._actor, message, ctx))
         except LeaseLost as error:
             self._crashed(ctx, error)
             raise
@@ -389,19 +389,17 @@ class ActorHost:
                     call.more.clear()
                     await call.more.wait()
                 sent += 1
-                await node.send_reply(ctx.reply, Kind.ITEM, item, index=sent)
+                node.reply_soon(ctx.reply, Kind.ITEM, item, index=sent)
         finally:
             await items.aclose()
-        await node.send_reply(ctx.reply, Kind.END, None, index=sent)
+        node.reply_soon(ctx.reply, Kind.END, None, index=sent)
 
-    async def _reply(self, ctx: Context, result: Message | None) -> None:
+    def _reply(self, ctx: Context, result: Message | None) -> None:
         if not ctx.reply:
             return
         if result is None:
-            raise_to = Failed("no-reply", "this message is a tell, it has no reply")
-            self._node.refuse(ctx.reply, raise_to)
-            return
-        await self._node.send_reply(ctx.reply, Kind.REPLY, result)
+            raise Failed("no-reply", "this message is a tell, it has no reply")
+        self._node.reply_soon(ctx.reply, Kind.REPLY, result)
 
     def _refused(self, ctx: Context, error: ActorError) -> None:
         if ctx.reply:

@@ -1,8 +1,8 @@
 """Buckets and streams on JetStream, on file storage: what must not be lost.
 
-A memory bucket would vanish with the server and begin again at revision 1, and revisions are epochs. A watch of nats-py goes
-dead without a word when the server is restarted: ours is made anew on every reconnection, and every few seconds its last
-revision is compared with the stream's.
+A memory bucket would vanish with the server and begin again at revision 1, and revisions are epochs. A watch of nats-py
+goes dead without a word when the server is restarted: ours is made anew on every reconnection, and every few seconds
+its last revision is compared with the stream's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BUCKET_BYTES = 64 * 1024 * 1024
 async def _guarded(transport: NatsTransport, name: str, operation: Awaitable[T]) -> T:
     """Await a JetStream operation on `name`; whatever keeps it from an answer is `StoreUnavailable`.
 
-    A forbidden request would only time out: the server's complaint about a subject that names the stream or bucket ends it.
+    A forbidden request would only time out: the server's complaint about a subject that names it ends the wait.
     """
     task = asyncio.ensure_future(operation)
     refused: list[str] = []
@@ -162,10 +162,10 @@ class BucketWatch:
         """Make a watcher and take in everything present, so that what was missed is told."""
         # Read before the snapshot: whatever is written in between, the snapshot has it too.
         last = await self._bucket.last_revision()
-        watcher = await self._bucket._do(self._bucket._store.watchall())
+        watcher: Any = await self._bucket._do(self._bucket._store.watchall())
         present: set[str] = set()
         while True:
-            entry = await self._bucket._do(watcher.updates(timeout=self._bucket._transport.store_timeout_s))
+            entry = await self._bucket._do(watcher._updates.get())
             if entry is None:
                 break
             if self._take(entry):

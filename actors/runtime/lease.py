@@ -1,11 +1,12 @@
 """Leases: one holder at a time, and an epoch that grows with every holder.
 
-A lease is a record in a bucket on disk. Its epoch is the bucket's revision when it was taken, so it only ever grows, through
-crashes and restarts of everything. Taking and renewing are compare-and-sets on the revision.
+A lease is a record in a bucket on disk. Its epoch is the bucket's revision when it was taken, so it only ever grows,
+through crashes and restarts of everything. Taking and renewing are compare-and-sets on the revision.
 
-Clocks of two hosts are never compared. The holder counts from when it *began* its last successful renewal, and gives up after
-two thirds of the ttl. Whoever waits counts from when it last *saw* the record change, and takes over after a whole ttl. The
-latter began later, so there is a third of a ttl between the two; what is still sent in error is fenced by the epoch.
+Clocks of two hosts are never compared. The holder counts from when it *began* its last successful renewal, and gives up
+after two thirds of the ttl. Whoever waits counts from when it last *saw* the record change, and takes over after a
+whole ttl. The latter began later, so there is a third of a ttl between the two; what is still sent in error is fenced
+by the epoch.
 """
 
 from __future__ import annotations

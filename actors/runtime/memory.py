@@ -1,8 +1,8 @@
-"""A transport without a server, for tests and the simulator: seeded delay, loss, repetition and partition, on any clock.
+"""A transport without a server, on any clock, with seeded delay, loss, repetition and partition: for tests.
 
-It behaves as NATS does where actors can tell: order holds per sender and receiver, a queue group gets each message once, a
-call that nobody can take is answered `no_route`, everything else is lost without a word. Buckets and streams stand in for
-JetStream; they belong to the broker and survive their clients.
+It behaves as NATS does where actors can tell: order holds per sender and receiver, a queue group gets each message
+once, a call that nobody can take is answered `no_route`, everything else is lost without a word. Buckets and streams
+stand in for JetStream; they belong to the broker and survive their clients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from actors.runtime.errors import Disconnected, MessageTooLarge
 from actors.runtime.memory_store import MemoryBucket, MemoryStream
 
 if TYPE_CHECKING:
-    from actors.runtime.transport import Delivered, Forgotten, Record
+    from actors.runtime.transport import Delivered, Record, Refused
 
 __all__ = ("MemoryBroker", "MemoryTransport")
 
@@ -38,8 +38,8 @@ class _Interest:
 class MemoryBroker:
     """The network between memory transports of one event loop.
 
-    `delay_s` is drawn evenly from the range for each message; `drop` and `duplicate` are probabilities. The same seed on
-    the same loop gives the same run.
+    `delay_s` is drawn evenly from the range for each message; `drop` and `duplicate` are probabilities. The same seed
+    on the same loop gives the same run.
     """
 
     def __init__(
@@ -143,11 +143,15 @@ class MemoryTransport:
         self.number = self.broker.next_number()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        self.publish_now(subject, payload, reply)
+
+    def publish_now(self, subject: str, payload: bytes, reply: str = "") -> bool:
         if self.is_closed:
             raise Disconnected(f"{self.name} is closed")
         if len(payload) > self._max_message_bytes:
             raise MessageTooLarge(subject, len(payload), self._max_message_bytes)
         self.broker.send(self.name, subject, payload, reply)
+        return True
 
     async def subscribe(self, subject: str, callback: Delivered, *, queue: str = "") -> _Interest:
         interest = _Interest(self, subject, queue, callback)
@@ -157,7 +161,7 @@ class MemoryTransport:
     async def flush(self) -> None:
         await asyncio.sleep(0)
 
-    def on_forbidden(self, callback: Forgotten) -> None:
+    def on_forbidden(self, callback: Refused) -> None:
         """Never called: everything is permitted here."""
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:

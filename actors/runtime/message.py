@@ -1,12 +1,13 @@
 """Messages and the envelope they travel in.
 
-A message is a frozen msgspec Struct, encoded as an array whose first element is its tag; the tag is the verb. On the wire
-it is the second half of an envelope `[meta, body]`. The body stays raw until its reader is known, so that a node can refuse,
-fence or route a message without knowing its type. What other systems put in headers (deadline, trace, epoch) is in `meta`:
-NATS headers cost 39 % of the receive throughput, two more array elements cost a third of a microsecond.
+A message is a frozen msgspec Struct, encoded as an array whose first element is its tag; the tag is the verb. On the
+wire it is the second half of an envelope `[meta, body]`. The body stays raw until its reader is known, so that a node
+can refuse, fence or route a message without knowing its type. What other systems put in headers (deadline, trace,
+epoch) is in `meta`: NATS headers cost 39 % of the receive throughput, two more array elements cost a third of a
+microsecond.
 
-Wire version 1: fields of messages and of `Meta` are only ever appended, with defaults. Older readers skip what they do not
-know, newer ones fill in what they do not find.
+Wire version 1: fields of messages and of `Meta` are only ever appended, with defaults. Older readers skip what they do
+not know, newer ones fill in what they do not find.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """About a message: who, which, and for how long.
 
     `sequence` counts the messages from this run of the sender to this destination. `remaining_s` is time left when the
-    message was sent, never an instant: the receiver anchors it to its own clock. `fence` and `epoch` are the lease that the
-    sender holds ("" and 0: none).
+    message was sent, never an instant: the receiver anchors it to its own clock. `fence` and `epoch` are the lease that
+    the sender holds ("" and 0: none).
     """
 
     kind: int
@@ -142,12 +143,12 @@ def decode_envelope(payload: bytes) -> Envelope:
     return _envelopes.decode(payload)
 
 
-def tag_of(message_type: type[Any]) -> str:
+def tag_of(message_type: Any) -> str:
     """The tag a message type was declared with.
 
     :raises TypeError: if it is not a `Message` with a string tag.
     """
-    if not (isinstance(message_type, type) and issubclass(message_type, Message)):
+    if not isinstance(message_type, type) or not issubclass(message_type, Message):
         raise TypeError(f"{message_type!r} is not a Message type")
     tag = message_type.__struct_config__.tag
     if not isinstance(tag, str):
@@ -161,6 +162,7 @@ def wire_tag(body: msgspec.Raw) -> str | None:
         value = _anything.decode(body)
     except msgspec.MsgspecError:
         return None
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return value[0]
+    match value:
+        case [str() as tag, *_]:
+            return tag
     return None

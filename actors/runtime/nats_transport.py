@@ -5,8 +5,8 @@ Each of these was reproduced against a real server, and has a test:
 - A message the server finds too large closes the client for good: the size is checked before.
 - `publish` swallows cancellation while it waits for a full buffer: it is noticed and raised again.
 - `close` raises when it meets a reconnection: it is bounded and silenced.
-- Reconnection gives up after two minutes, and a half-open link takes minutes to notice: reconnect for ever, ping every 5 s,
-  and when no pong came for 15 s call `on_stale`, which by default ends the process for its supervisor to start again.
+- Reconnection gives up after two minutes, and a half-open link takes minutes to notice: reconnect for ever, ping every
+  5 s, and when no pong came for 15 s call `on_stale`, which by default ends the process for its supervisor to start.
 - A forbidden publish is only reported to the error callback: the subject is passed on to who waits for the answer.
 - Callbacks run one at a time per subscription, and overflow drops the newest: ours never wait.
 """
@@ -33,7 +33,7 @@ from actors.runtime.errors import Disconnected, Forbidden, MessageTooLarge
 if TYPE_CHECKING:
     from nats.aio.subscription import Subscription as NatsSubscription
 
-    from actors.runtime.transport import Delivered, Forgotten, Record
+    from actors.runtime.transport import Delivered, Record, Refused
 
 __all__ = ("EXIT_STALE", "NatsTransport")
 
@@ -55,8 +55,8 @@ def _exit_stale() -> None:
 class NatsTransport:
     """A connection to a NATS server. Implements `Transport`.
 
-    `url` may carry user and password, or they are given apart. `pending_bytes` is how much is buffered without a connection:
-    little, since what actors tell each other is stale soon.
+    `url` may carry user and password, or they are given apart. `pending_bytes` is how much is buffered without a
+    connection: little, since what actors tell each other is stale soon.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class NatsTransport:
         self._stale_after_s = stale_after_s
         self._on_stale = on_stale
         self._limit_bytes = max_message_bytes
-        self._forbidden: list[Forgotten] = []
+        self._forbidden: list[Refused] = []
         self._reconnected: list[Callable[[], None]] = []
         self._forbidden_subscriptions: set[str] = set()
         self._watchdog: asyncio.Task[None] | None = None
@@ -137,24 +137,41 @@ class NatsTransport:
     # Messages
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        size = len(payload)
+        if self.publish_now(subject, payload, reply):
+            return
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
+        try:
+            await self.client.publish(subject, payload, reply)
+        except nats_errors.Error as error:
+            raise self._unsent(error) from None
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+
+    def publish_now(self, subject: str, payload: bytes, reply: str = "") -> bool:
+        client, size = self.client, len(payload)
         if size > self._limit_bytes:
             raise MessageTooLarge(subject, size, self._limit_bytes)
-        client = self.client
+        if client.is_connected and client.pending_data_size + size + 512 > self._pending_bytes:
+            return False
+        # With room in the buffer this coroutine never suspends, so that it can be run like a function.
+        publishing = client.publish(subject, payload, reply)
         try:
-            if client.pending_data_size + size < self._pending_bytes:
-                # There is room: nothing in here waits, so there is nothing to cancel.
-                await client.publish(subject, payload, reply)
-                return
-            task = asyncio.current_task()
-            cancelled_before = task.cancelling() if task is not None else 0
-            await client.publish(subject, payload, reply)
-            if task is not None and task.cancelling() > cancelled_before:
-                raise asyncio.CancelledError
-        except nats_errors.OutboundBufferLimitError:
-            raise Disconnected(f"no connection to NATS, and {client.pending_data_size} bytes wait for one") from None
-        except (nats_errors.ConnectionClosedError, nats_errors.ConnectionDrainingError):
-            raise Disconnected("the connection to NATS is closed") from None
+            publishing.send(None)
+        except StopIteration:
+            return True
+        except nats_errors.Error as error:
+            raise self._unsent(error) from None
+        # But for one case: its flusher has died, and the message is already written to the socket.
+        publishing.close()
+        return True
+
+    def _unsent(self, error: nats_errors.Error) -> Exception:
+        if isinstance(error, nats_errors.OutboundBufferLimitError):
+            return Disconnected(f"no connection to NATS, and {self.client.pending_data_size} bytes wait for one")
+        if isinstance(error, nats_errors.ConnectionClosedError | nats_errors.ConnectionDrainingError):
+            return Disconnected("the connection to NATS is closed")
+        return error
 
     async def subscribe(self, subject: str, callback: Delivered, *, queue: str = "") -> _Subscription:
         async def receive(message: Msg) -> None:
@@ -184,7 +201,7 @@ class NatsTransport:
         except (nats_errors.Error, OSError) as error:
             raise Disconnected(f"the NATS server does not answer: {error!r}") from None
 
-    def on_forbidden(self, callback: Forgotten) -> None:
+    def on_forbidden(self, callback: Refused) -> None:
         self._forbidden.append(callback)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -195,7 +212,7 @@ class NatsTransport:
         with contextlib.suppress(ValueError):
             self._reconnected.remove(callback)
 
-    def off_forbidden(self, callback: Forgotten) -> None:
+    def off_forbidden(self, callback: Refused) -> None:
         """Undo `on_forbidden`."""
         with contextlib.suppress(ValueError):
             self._forbidden.remove(callback)
@@ -273,7 +290,7 @@ class NatsTransport:
         return min(self._wanted_bytes, self.client.max_payload // _SLACK)
 
     async def _watch(self) -> None:
-        """Ping on our own account: nats-py does not tell when the last pong came, nor give up on a link in mid-reconnect."""
+        """Ping on our own account: nats-py does not tell of pongs, nor give up when it hangs in mid-reconnect."""
         loop = asyncio.get_running_loop()
         last_pong_s, failures = loop.time(), 0
         interval_s = self._stale_after_s / 5
@@ -285,7 +302,7 @@ class NatsTransport:
                     last_pong_s, failures = loop.time(), 0
             except (nats_errors.Error, OSError, AttributeError):
                 failures += 1
-            # More than one failure in a row, since after a stall of this process the timer fires before the pong is read.
+            # Two in a row, since after a stall of this process the timer fires before the pong is read.
             if failures > 1 and loop.time() - last_pong_s >= self._stale_after_s:
                 self._log.error("no pong from NATS", seconds=round(loop.time() - last_pong_s, 1))
                 self._on_stale()

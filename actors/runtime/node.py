@@ -16,7 +16,7 @@ import contextlib
 import math
 import re
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -55,6 +55,7 @@ DEFAULT_TIMEOUT_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _REF = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _MAX_ROUTES = 65536
+_MAX_BACKLOG = 1024
 
 
 class _Route:
@@ -84,8 +85,8 @@ class Node:
         self.log: Any = structlog.get_logger("actors.runtime").bind(node=self.name)
         #: Tells this process from an earlier one of the same name.
         self.run = secrets.randbits(48)
-        #: Messages nobody handled, by reason: mailbox-full, expired, stale-epoch, undecodable, unknown-message, no-route,
-        #: duplicate, refused, unsent, late-reply.
+        #: Messages nobody handled, by reason: mailbox-full, expired, stale-epoch, undecodable, unknown-message,
+        #: no-route, duplicate, refused, unsent, late-reply.
         self.dead_letters: Counter[str] = Counter()
         #: Messages that were lost on the way to this node, as far as sequence numbers tell.
         self.missed = 0
@@ -104,6 +105,7 @@ class Node:
         self._subscribed: set[str] = set()
         self._decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
         self._kept: set[asyncio.Task[None]] = set()
+        self._backlog: deque[tuple[str, bytes]] = deque()
         self._last_logged_s = -math.inf
 
     # Life
@@ -138,8 +140,8 @@ class Node:
     async def drain(self, timeout_s: float = 10.0) -> None:
         """Leave in good order: nothing accepted is dropped, unless it takes longer than `timeout_s`.
 
-        Leave the queue groups → refuse new asks → let actors finish → say goodbye on the bus → stop the actors and release
-        the leases → drain the connection. Afterwards `serve` returns.
+        Leave the queue groups → refuse new asks → let actors finish → say goodbye on the bus → stop the actors and
+        release the leases → drain the connection. Afterwards `serve` returns.
         """
         from actors.runtime.heartbeat import Goodbye
 
@@ -186,18 +188,32 @@ class Node:
     async def tell(self, ref: str, message: Message, *, timeout_s: float | None = None, traceparent: str = "") -> None:
         """Send and forget. A receiver that sees it later than `timeout_s` drops it.
 
-        Never waits for the receiver. Without a connection and with a full buffer it is counted as `unsent`, like any other
-        loss on the way; the next message shows the receiver the gap. :raises MessageTooLarge: nothing was sent.
+        Never waits for the receiver. Without a connection and with a full buffer it is counted as `unsent`, like any
+        other loss on the way; the next message shows the receiver the gap. :raises MessageTooLarge: nothing was sent.
         """
         route = self._route(ref)
         route.sequence += 1
         if message.trace and not traceparent:
             traceparent = inject()
         payload = self._pack(Kind.TELL, message, route.sequence, timeout_s, traceparent)
+        if self._backlog:
+            self._post(route.subject, payload)
+            return
         try:
             await self.transport.publish(route.subject, payload)
         except Disconnected as error:
             self.dead_letter("unsent", to=ref, error=str(error))
+
+    def tell_soon(self, ref: str, message: Message, *, timeout_s: float | None = None, traceparent: str = "") -> None:
+        """`tell` for callers that cannot await, cheaper by a coroutine. Order among `tell` and `tell_soon` is kept.
+
+        :raises MessageTooLarge: nothing was sent.
+        """
+        route = self._route(ref)
+        route.sequence += 1
+        if message.trace and not traceparent:
+            traceparent = inject()
+        self._post(route.subject, self._pack(Kind.TELL, message, route.sequence, timeout_s, traceparent))
 
     async def publish(self, topic: str, message: Message) -> None:
         """Tell everybody who subscribed to the topic. Lossy, like `tell`."""
@@ -239,10 +255,11 @@ class Node:
         window: int = 64,
         traceparent: str = "",
     ) -> AsyncGenerator[M, None]:
-        """Iterate over a streaming reply, in order and without loss. At most `window` items are sent ahead of the reader.
+        """Iterate over a streaming reply, in order and without loss. At most `window` items are sent ahead of the
+        reader.
 
-        `timeout_s` is for the whole of it. Leaving the loop cancels the generator at the other end: when this one is closed,
-        at the latest by the garbage collector; use `contextlib.aclosing` to have it at once.
+        `timeout_s` is for the whole of it. Leaving the loop cancels the generator at the other end: when this one is
+        closed, at the latest by the garbage collector; use `contextlib.aclosing` to have it at once.
 
         :raises Gap: an item was lost. :raises Busy, DeadlineExceeded, Crashed, NoRoute, Failed: as for `ask`.
         """
@@ -350,12 +367,12 @@ class Node:
 
     def refuse(self, reply: str, error: ActorError) -> None:
         """Answer a call with an error. Does not wait."""
-        self.keep(self.send_reply(reply, Kind.ERROR, Failure.of(error)))
+        self.reply_soon(reply, Kind.ERROR, Failure.of(error))
 
-    async def send_reply(self, reply: str, kind: Kind, message: Message | None, *, index: int = 0) -> None:
-        """Answer a call."""
+    def reply_soon(self, reply: str, kind: Kind, message: Message | None, *, index: int = 0) -> None:
+        """Answer a call. Does not wait. :raises MessageTooLarge: nothing was sent."""
         meta = Meta(kind, self.name, self.run, 0, None, *self._fence(), "", index)
-        await self.transport.publish(reply, pack(meta, message, limit_bytes=self.transport.max_message_bytes))
+        self._post(reply, pack(meta, message, limit_bytes=self.transport.max_message_bytes))
 
     async def listen(self, ref: str, callback: Delivered, *, queue: str = "") -> Subscription:
         """Subscribe to the subject of a reference."""
@@ -376,6 +393,31 @@ class Node:
             self._leases.remove(lease)
         if self.lease is lease:
             self.lease = None
+
+    def _post(self, subject: str, payload: bytes) -> None:
+        """Publish without waiting: at once if the outbound buffer has room, else from a bounded backlog, in order."""
+        try:
+            if not self._backlog and self.transport.publish_now(subject, payload):
+                return
+        except Disconnected as error:
+            self.dead_letter("unsent", subject=subject, error=str(error))
+            return
+        if len(self._backlog) >= _MAX_BACKLOG:
+            self.dead_letter("unsent", subject=subject, error="the backlog is full")
+            return
+        self._backlog.append((subject, payload))
+        if len(self._backlog) == 1:
+            self.keep(self._send_backlog())
+
+    async def _send_backlog(self) -> None:
+        while self._backlog:
+            subject, payload = self._backlog[0]
+            try:
+                await self.transport.publish(subject, payload)
+            except Disconnected as error:
+                self.dead_letter("unsent", subject=subject, error=str(error))
+            finally:
+                self._backlog.popleft()
 
     async def _quietly(self, coroutine: Coroutine[Any, Any, None]) -> None:
         try:

@@ -1,9 +1,9 @@
 """An event loop on a virtual clock, to test hours of timeouts in milliseconds and to replay interleavings by seed.
 
-The selector never blocks: when nothing is ready, time jumps to the next timer. When there is no timer either, nothing can
-ever happen again, and that is reported as `Deadlock`. With a seed the ready queue is shuffled before every turn, so that
-orders which asyncio happens never to produce are tested too, and the same seed gives the same order again. Real sockets and
-threads do not fit: use `MemoryTransport`.
+The selector never blocks: when nothing is ready, time jumps to the next timer. When there is no timer either, nothing
+can ever happen again, and that is reported as `Deadlock`. With a seed the ready queue is shuffled before every turn, so
+that orders which asyncio happens never to produce are tested too, and the same seed gives the same order again. Real
+sockets and threads do not fit: use `MemoryTransport`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One-for-one supervision: a crashed actor is replaced by a fresh one, until it crashes too often.
 
 Nothing of the dead instance is kept, since whatever broke it may be in its state. When restarts do not help (more than
-`max_restarts` within `within_s`), the last exception is raised: the process ends, and whoever supervises processes takes over.
+`max_restarts` within `within_s`), the last exception is raised: the process ends, and whoever supervises processes
+takes over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trace context across messages.
 
-The envelope carries a W3C `traceparent` string. It is written and read by hand: the propagator API costs four times as much
-and goes through a dictionary. Only message types with `trace = True` take part, so steps and tokens pay nothing.
+The envelope carries a W3C `traceparent` string. It is written and read by hand: the propagator API costs four times as
+much and goes through a dictionary. Only message types with `trace = True` take part, so steps and tokens pay nothing.
 """
 
 from __future__ import annotations

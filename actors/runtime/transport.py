@@ -1,8 +1,8 @@
 """What the runtime needs of a transport, as protocols.
 
-`NatsTransport` is the real one; `MemoryTransport` has the same behaviour without a server, on any clock. A third would have
-to promise: delivery at most once, in order per publisher and subject, callbacks on the event loop one after the other, and a
-`NoRoute` notice to the reply subject when nobody listens.
+`NatsTransport` is the real one; `MemoryTransport` has the same behaviour without a server, on any clock. A third would
+have to promise: delivery at most once, in order per publisher and subject, callbacks on the event loop one after the
+other, and a `NoRoute` notice to the reply subject when nobody listens.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple, Protocol
 
-__all__ = ("Bucket", "Delivered", "Entry", "Forgotten", "Record", "Subscription", "Transport", "Watch")
+__all__ = ("Bucket", "Delivered", "Entry", "Record", "Refused", "Subscription", "Transport", "Watch")
 
 #: Called with (subject, reply subject or "", payload, no_route). Must neither block nor raise. `no_route` is the
 #: transport's answer to a publish with a reply subject that nobody was there to read.
 Delivered = Callable[[str, str, bytes, bool], None]
 
 #: Called with the subject that the server refused to let us publish to.
-Forgotten = Callable[[str], None]
+Refused = Callable[[str], None]
 
 
 class Entry(NamedTuple):
@@ -65,8 +65,8 @@ class Bucket(Protocol):
     async def watch(self, callback: Callable[[str, bytes | None], None]) -> Watch:
         """Call `callback(key, value)` for everything present, then for every change (None: deleted).
 
-        Returns after the first round, so that the caller knows everything there was. Each state is told once; a state that
-        was quickly overwritten may be skipped. Survives restarts of the server.
+        Returns after the first round, so that the caller knows everything there was. Each state is told once; a state
+        that was quickly overwritten may be skipped. Survives restarts of the server.
         """
 
 
@@ -100,6 +100,9 @@ class Transport(Protocol):
         :raises Disconnected: if there is no connection and no room to buffer.
         """
 
+    def publish_now(self, subject: str, payload: bytes, reply: str = "") -> bool:
+        """Like `publish` if that would not suspend; False if it would, and nothing was done."""
+
     async def subscribe(self, subject: str, callback: Delivered, *, queue: str = "") -> Subscription:
         """Receive from a subject (`*` one token, `>` the rest); with `queue`, share it among those of the same name.
 
@@ -109,7 +112,7 @@ class Transport(Protocol):
     async def flush(self) -> None:
         """Return when everything sent before has reached the server."""
 
-    def on_forbidden(self, callback: Forgotten) -> None:
+    def on_forbidden(self, callback: Refused) -> None:
         """Call back for every publish the server refused."""
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
