@@ -206,8 +206,8 @@ def attention_kernel(
     lane = tl.arange(0, TILE)
     last_page = (end - 1) // PAGE
     full_tiles = tl.minimum((first_position + 1) // TILE, end_tile)  # every query of the program sees these whole
-    # Look-ups run one tile ahead and are carried over. If they were made in the iteration that needs them, the pipeliner
-    # would divide its stages between them and the loads of KV.
+    # Look-ups run one tile ahead and are carried over. If they were made in the iteration that needs them, the
+    # pipeliner would divide its stages between them and the loads of KV.
     offset = _page_offsets(block_table, begin_tile, last_page, stride_block, stride_slot, PAGE, TILE)
     for tile in tl.range(begin_tile, full_tiles, num_stages=STAGES):
         following = _page_offsets(block_table, tile + 1, last_page, stride_block, stride_slot, PAGE, TILE)
@@ -224,7 +224,8 @@ def attention_kernel(
         )  # fmt: skip
         offset = following
 
-    result = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
+    row_sum = tl.where(row_sum > 0.0, row_sum, 1.0)  # a row that saw nothing: zeros, and a weight of exp2(-inf)
+    result = acc / row_sum[:, None]
     if SPLIT:  # noqa: SIM102  known when compiling, unlike the next
         if active > 1:
             slot = ((row.to(tl.int64) * scratch_queries + query) * (KV_HEADS * GROUP) + head) * splits + split

@@ -45,7 +45,8 @@ def _write_kv_kernel(
     used = (head < KV_HEADS) & (dim < HEAD_DIM)
     target = kv + (slot // PAGE) * stride_block + (slot % PAGE) * stride_slot + head * stride_head + dim
     tl.store(target, tl.load(k + token * stride_k_token + head * stride_k_head + dim, mask=used), mask=used)
-    tl.store(target + stride_kv, tl.load(v + token * stride_v_token + head * stride_v_head + dim, mask=used), mask=used)
+    value = tl.load(v + token * stride_v_token + head * stride_v_head + dim, mask=used)
+    tl.store(target + stride_kv, value, mask=used)
 
 
 def write_kv(k: torch.Tensor, v: torch.Tensor, kv_pool: torch.Tensor, layer: int, slot_mapping: torch.Tensor) -> None:
@@ -55,8 +56,8 @@ def write_kv(k: torch.Tensor, v: torch.Tensor, kv_pool: torch.Tensor, layer: int
         k, v: `[tokens, kv_heads, head_dim]`, dtype of the pool, last stride 1.
         kv_pool: `[blocks, layers, 2, kv_heads, block_size, head_dim]`; may hold more than 2^31 elements.
         layer: which layer of the pool.
-        slot_mapping: int64 `[tokens]`, block x block_size + offset. A negative slot is skipped (padding). Two tokens with
-            one slot are not ordered.
+        slot_mapping: int64 `[tokens]`, block x block_size + offset. A negative slot is skipped (padding). Two tokens
+            with one slot are not ordered.
 
     Raises: KernelArgumentError for shapes, dtypes and strides that do not fit together.
     """

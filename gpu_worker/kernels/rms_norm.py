@@ -74,7 +74,7 @@ def rms_norm(
         )
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.stride(1) != 1):
         raise KernelArgumentError(
-            f"residual {list(residual.shape)} {residual.dtype} must be like x, {list(x.shape)} {x.dtype}, rows contiguous"
+            f"residual {list(residual.shape)} {residual.dtype} must be like x {list(x.shape)} {x.dtype}, row by row"
         )
     y = torch.empty((tokens, hidden), dtype=x.dtype, device=x.device)
     sums = x if residual is None else torch.empty_like(y)
