@@ -5,10 +5,10 @@ over a floor, the time to read the weights once:
 
     T = max(floor, base + per_token·tokens) + per_attended·attended + per_context·context + per_row·rows
 
-A self-benchmark seeds it; every measured step refits it by recursive least squares with forgetting, on relative error.
-Beside the mean it keeps the recent ratios actual / predicted, and from them upper quantiles with the finite-sample
-correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds under drift too
-(adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission uses the upper quantile.
+A self-benchmark seeds it; every measured step refits it by recursive least squares on relative error, with a gain that
+does not die out. Beside the mean it keeps the recent ratios actual / predicted, and from them upper quantiles with the
+finite-sample correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds under
+drift too (adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission the upper quantile.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Window:
 class StepTimeModel:
     """An online model of one (model, device) pair. Not thread-safe; `observe` and `predict` take about 15 µs together.
 
-    `forgetting` weighs a step against the next one: 0.995 remembers some 200 steps. An observation further than three
+    An error is corrected by 1/`memory_steps` a step. An observation further than three
     typical errors from the prediction counts as if it were at three (Huber), so a hiccup hardly moves the fit,
     while a lasting change widens the typical error and is followed within tens of steps.
     """
@@ -100,12 +100,12 @@ class StepTimeModel:
     #: chunks are not drowned by thousands of decode steps.
     STRATA = (64, 256, 1024)
 
-    def __init__(self, seed: StepTimeCoefficients, *, forgetting: float = 0.995, window: int = 512) -> None:
+    def __init__(self, seed: StepTimeCoefficients, *, memory_steps: int = 100, window: int = 512) -> None:
         if not seed.floor_s + seed.base_s + seed.per_token_s > 0:
             raise ValueError(
                 f"step time seed predicts no time at all: {seed!r}; floor, base or per_token must be positive"
             )
-        self._keep = forgetting**-0.5
+        self._least = 1 / memory_steps
         unit = max(seed.floor_s, seed.base_s + seed.per_token_s)
         given = (seed.floor_s, seed.base_s, seed.per_token_s, seed.per_attended_s, seed.per_context_s, seed.per_row_s)
         # Each coefficient is learned in units of its seed (or of what would matter in a typical step), so that one
@@ -181,11 +181,15 @@ class StepTimeModel:
         g = [r[0] * x0 + r[1] * x1 + r[2] * x2 + r[3] * x3 + r[4] * x4 + r[5] * x5 for r in p]
         variance = g[0] * x0 + g[1] * x1 + g[2] * x2 + g[3] * x3 + g[4] * x4 + g[5] * x5
         gain = weight / (1 + weight * variance)
-        self._theta = [max(0.0, a + b * gain * error) for a, b in zip(t, g, strict=True)]
-        # Only what this step spoke about is forgotten, and never beyond the prior: else the covariance of what is not
-        # seen for a while (prompts at night) would grow without bound.
-        keep = self._keep
-        k = [keep if x[i] > 0.02 and p[i][i] < _PRIOR_VARIANCE else 1.0 for i in range(6)]
         for i in range(6):
-            f, ki = gain * g[i], k[i]
-            self._p[i] = [(a - f * b) * kj * ki for a, b, kj in zip(p[i], g, k, strict=True)]
+            t[i] = max(0.0, t[i] + g[i] * gain * error)
+        # Forgetting that divides the covariance would blow up what is not seen for a while: hours without prompts would
+        # unlearn what prompts cost. Here it never shrinks, in a direction that is met, below what keeps the memory at
+        # its length, and grows along the coefficients alone: what drifts on a device is first of all its whole speed.
+        least = self._least
+        shrink = min(gain, (variance - least) / (variance * variance)) if variance > least else 0.0
+        drift = least * least
+        for i in range(6):
+            row, gi, di = p[i], g[i] * shrink, t[i] * drift
+            for j in range(i, 6):
+                row[j] = p[j][i] = row[j] - gi * g[j] + di * t[j]
