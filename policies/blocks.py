@@ -1,11 +1,12 @@
 """A pool of KV blocks: reference counts, an O(1) free list, and fences.
 
-The free list is doubly linked through two arrays, with one sentinel, so that a cached block in its middle can be taken out
-when a request shares it again (the design of vLLM's free queue). Blocks that an index still knows wait at the tail, least
-recently freed first, and are forgotten only when they are handed out again: eviction is lazy, and a free pool is a cache.
+The free list is doubly linked through two arrays, with one sentinel, so that a cached block in its middle can be taken
+out when a request shares it again (the design of vLLM's free queue). Blocks that an index still knows wait at the tail,
+least recently freed first, and are forgotten only when they are handed out again: eviction is lazy, and a free pool is
+a cache.
 
-A fence is the number of the last step that touches a block. Until that step is acknowledged the block is *parked*: nobody
-holds it, so it counts as free for whoever asks how full the pool is, but it is not handed out.
+A fence is the number of the last step that touches a block. Until that step is acknowledged the block is *parked*:
+nobody holds it, so it counts as free for whoever asks how full the pool is, but it is not handed out.
 
 ::
 
@@ -166,5 +167,6 @@ class BlockPool:
         held = sum(1 for count in self.refs if count)
         if (seen, fenced, seen + fenced + held) != (self.free, self.fenced, self.size):
             raise InvariantBroken(
-                f"{seen} blocks listed free and {fenced} parked, counted {self.free} and {self.fenced}; {held} of {self.size} held"
+                f"{seen} blocks are listed free and {fenced} parked, counted {self.free} and {self.fenced}; "
+                f"{held} of {self.size} are held"
             )

@@ -1,7 +1,7 @@
 """How large a chunk of a prompt a step takes, so that running rows keep their pace.
 
-Sarathi-Serve fixes a token budget once; here the budget is a time, that of the tightest pace among the running rows, and
-the chunk is the largest whose predicted step stays under it.
+Sarathi-Serve fixes a token budget once; here the budget is a time, that of the tightest pace among the running rows,
+and the chunk is the largest whose predicted step stays under it.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ class OutOfBlocks(PolicyError):
 
 
 class StepRefused(PolicyError):
-    """The worker refused a step whole. Its state is no longer the one planned for: hand everything back and attach anew."""
+    """The worker refused a step whole, so it is not in the state planned for: hand everything back, attach anew."""
 
 
 class WorkerMismatch(PolicyError):
-    """A result that cannot belong to the steps in flight: the two sides disagree. Hand everything back and attach anew."""
+    """A result that cannot belong to the steps in flight: hand everything back, attach anew."""
 
 
 class InvariantBroken(PolicyError):

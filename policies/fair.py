@@ -1,9 +1,9 @@
 """Weighted fair share between the tenants of a tier that have no deadline: VTC (Sheng et al., OSDI 2024).
 
-Each tenant has a counter of the service it got, over its weight: 1 for a prompt token that was computed for it, 2 for an
-output. The waiting tenant with the lowest counter goes next. A tenant that comes back after it had nothing waiting is
-lifted to the lowest counter of those that wait: nobody saves up credit by being away. Two tenants that both always have
-requests waiting differ by at most 2 · max(weight of a longest prompt, weight of all outputs that fit the KV pool).
+Each tenant has a counter of the service it got, over its weight: 1 for a prompt token that was computed for it, 2 for
+an output. The waiting tenant with the lowest counter goes next. A tenant that comes back after it had nothing waiting
+is lifted to the lowest counter of those that wait: nobody saves up credit by being away. Two tenants that both always
+have requests waiting differ by at most 2 · max(cost of a longest prompt, cost of all the outputs that fit the pool).
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 The rules that keep contents right:
 
-- A block enters the prefix index only when its 16 tokens are acknowledged, and only full blocks do, so a shared block is
-  never written again.
+- A block enters the prefix index only when its 16 tokens are acknowledged, and only full blocks do, so a shared block
+  is never written again.
 - The last known token of a row is always computed: it is what the next output is sampled from.
 - Whatever a row gives up is fenced by the last step that touches it (`row.touched`), on the host as on the device.
-- A swap-out copies what the steps in flight will have written too, since the worker runs it after them. Coming back, what
-  the prefix index still has is shared, and only the rest is copied in.
+- A swap-out copies what the steps in flight will have written too, since the worker runs it after them. Coming back,
+  what the prefix index still has is shared, and only the rest is copied in.
 """
 
 from __future__ import annotations

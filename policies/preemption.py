@@ -1,9 +1,9 @@
 """Who gives way, and how: victims, and swap against recompute.
 
-A victim is chosen so that progress is certain: running rows have a fixed order, and only a row that stands behind the one
-in need gives way, so the first of them always gets on. After `max_preemptions` a row is immune: it starts again only when
-its worst case fits beside that of all other immune rows, so that none of them ever needs another's blocks. With
-`max_preemptions = 0` that is Orca's rule: nothing is ever preempted.
+A victim is chosen so that progress is certain: running rows have a fixed order, and only a row that stands behind the
+one in need gives way, so the first of them always gets on. After `max_preemptions` a row is immune: it starts again
+only when its worst case fits beside that of all other immune rows, so that none of them ever needs another's blocks.
+With `max_preemptions = 0` that is Orca's rule: nothing is ever preempted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def choose_set(
 ) -> list[Row]:
     """The rows that give way to a waiting one of tier `tier`: all of them, or none if they would not be enough.
 
-    Only rows of a strictly lower class are looked at. `slots` and `blocks` are what is missing, `freed_by` what each row
-    would free. Rows whose release turns out not to be needed are spared.
+    Only rows of a strictly lower class are looked at. `slots` and `blocks` are what is missing, `freed_by` what each
+    row would free. Rows whose release turns out not to be needed are spared.
     """
     chosen: list[Row] = []
     candidates = sorted(
@@ -71,9 +71,9 @@ def choose_kind(
 ) -> Kind:
     """Swap if the host has room and copying out and in takes less time than computing again what is not shared.
 
-    `tokens` have KV in `blocks` blocks, of which the first `resident` tokens are held by others too and will be there. Only
-    the copy in delays the row, but the link is shared, so both ways count. Recompute is charged what a step with these
-    tokens takes over one with a single token: what shares a step with others shares its floor.
+    `tokens` have KV in `blocks` blocks, of which the first `resident` tokens are held by others too and will be there.
+    Only the copy in delays the row, but the link is shared, so both ways count. Recompute is charged what a step with
+    these tokens takes over one that decodes: what shares a step with others shares its floor.
     """
     if mode == "recompute" or blocks > host_free or not tokens:
         return "recompute"

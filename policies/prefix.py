@@ -1,8 +1,9 @@
 """The prefix cache: which block holds the KV of which tokens after which prefix.
 
-A block is named by a chained hash: that of its 16 tokens and of the name of the block before it, so equal names mean equal
-prefixes from the very first token. The chain starts from the salt of the tenant's group: two groups never share a block,
-and the time to the first token tells nobody what another group asked. The map is flat (vLLM's design, not a radix tree).
+A block is named by a chained hash: that of its 16 tokens and of the name of the block before it, so equal names mean
+equal prefixes from the very first token. The chain starts from the salt of the tenant's group: two groups never share a
+block, and the time to the first token tells nobody what another group asked. The map is flat (vLLM's design, not a
+radix tree).
 
 A block enters only once its tokens are computed and acknowledged, and leaves when its pool hands it out again.
 """
@@ -47,7 +48,7 @@ class PrefixIndex:
         return len(self._blocks)
 
     def put(self, name: bytes, block: int) -> bool:
-        """Register a block whose content is final. False, and nothing done, if another block has that content already."""
+        """Register a block whose content is final. False, and nothing done, if another block has that content."""
         if self._blocks.setdefault(name, block) != block:
             return False
         self._names[block] = name

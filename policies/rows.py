@@ -8,8 +8,9 @@ confused count KV:
 - `in_flight`: given to steps that are not acknowledged yet;
 - `stale`: those of `in_flight` whose KV the row has given up since (it was preempted, cancelled, or is over).
 
-Since steps are planned ahead of their results, outputs are also promised before they are known: `left` counts the outputs
-that may still be *planned*, so a row with `left == 0` is surely over with what is in flight and is not planned again.
+Since steps are planned ahead of their results, outputs are also promised before they are known: `left` counts the
+outputs that may still be *planned*, so a row with `left == 0` is surely over with what is in flight and is not planned
+again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The scheduler of one worker: what its next step runs.
 
-Sans-I/O and without a clock: `now` (seconds, any origin, never going back) comes in, steps and events come out. The actor
-feeds it messages, the simulator a virtual clock, the tests chaos.
+Sans-I/O and without a clock: `now` (seconds, any origin, never going back) comes in, steps and events come out. The
+actor feeds it messages, the simulator a virtual clock, the tests chaos.
 
-It plans ahead: with two steps in flight, step n + 1 is planned before the result of step n is known. A decode row of n + 1
-takes the output of n as a placeholder, so plans carry counts and never sampled ids; what a row turns out to have been
-given too much (it ended on a stop token) comes back absent.
+It plans ahead: with two steps in flight, step n + 1 is planned before the result of step n is known. A decode row of
+n + 1 takes the output of n as a placeholder, so plans carry counts and never sampled ids; what a row turns out to have
+been given too much (it ended on a stop token) comes back absent.
 """
 
 from __future__ import annotations
@@ -339,10 +339,7 @@ def _align(flight: Flight, done: StepDone) -> tuple[list[int | None], list[int]]
 
 def _request_load(row: Row, now: float) -> RequestLoad:
     waits_for_first = row.first_token_at is None
-    if row.place is Place.waiting:
-        left = len(row.tokens) - row.saved
-    else:
-        left = max(1, row.behind)
+    left = len(row.tokens) - row.saved if row.place is Place.waiting else max(1, row.behind)
     lead_s = 0.0
     if row.tpot_s is not None and row.first_token_at is not None:
         lead_s = row.first_token_at + (row.generated - row.seen) * row.tpot_s - now

@@ -1,9 +1,11 @@
 """The words that every part of Headgate shares: one small file, read first.
 
-These are the plain data that cross the seams between the pure core, the actors and the engine. They carry no behaviour
+These are the plain data that cross the seams between the pure core, the actors and the engine. They carry no
+behaviour
 beyond packing. Times are seconds as floats; instants never cross a process border, remaining times do.
 
-Token ids travel as packed little-endian int32 (`bytes`), because a prompt of 8,192 ids decodes 50 times faster so than as
+Token ids travel as packed little-endian int32 (`bytes`), because a prompt of 8,192 ids decodes 50 times faster so
+than as
 a list of msgpack integers, and an idle gateway never looks at them.
 """
 
@@ -169,8 +171,10 @@ class NewRow(msgspec.Struct, frozen=True, array_like=True):
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One forward pass, as a difference to the one before. The worker applies the parts in the order of the fields.
 
-    Row i gives `counts[i]` more tokens of slot `slots[i]` to the model. A row whose tokens are all computed by that samples
-    one token, which stays in the slot table for the next step; so a step may be sent before the one before it is done.
+    Row i gives `counts[i]` more tokens of slot `slots[i]` to the model. A row whose tokens are all computed by that
+    samples
+    one token, which stays in the slot table for the next step; so a step may be sent before the one before it is
+    done.
     """
 
     number: int  # consecutive from 1 after an attach
@@ -199,7 +203,8 @@ class StepDone(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepTimeCoefficients(msgspec.Struct, frozen=True, array_like=True):
-    """T = max(floor, base + per_token·tokens) + per_attended·Σ chunk·(context + chunk/2) + per_context·Σ decode context + per_row·rows.
+    """T = max(floor, base + per_token·tokens) + per_attended·Σ chunk·(context + chunk/2) + per_context·Σ decode
+    context + per_row·rows.
 
     Seconds. The form is that of the published fits (see policies/step_time.py).
     """

@@ -1,16 +1,16 @@
 """A worker whose arithmetic is a hash, and whose KV remembers what it is the KV of.
 
-The KV of position p is the hash of the salt's group and all tokens up to p, as it is in a transformer: what a layer writes
-at p depends on everything before. To compute a position, every earlier position of its row must be in its block with the
-right content, so a step that reads a block that was overwritten, never written, or that belongs to another prefix or
-another group fails at once. The next token is a hash of all tokens, so any slip would also change the outputs.
+The KV of position p is the hash of the salt's group and all tokens up to p, as it is in a transformer: what a layer
+writes at p depends on everything before. To compute a position, every earlier position of its row must be in its block
+with the right content, so a step that reads a block that was overwritten, never written, or that belongs to another
+prefix or another group fails at once. The next token is a hash of all tokens, so any slip would also change outputs.
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
 
-from policies.vocabulary import BLOCK_SIZE, Finish, NewRow, Request, Step, StepDone, pack_tokens, unpack_tokens
+from policies.vocabulary import BLOCK_SIZE, Finish, NewRow, Request, Step, StepDone, WorkerSpec, unpack_tokens
 
 EOS = 0
 
@@ -50,22 +50,29 @@ class Slot:
         self.tokens = unpack_tokens(new.tokens)
         self.blocks = list(new.blocks)
         self.computed = new.computed
-        self.over = False
+        self.finish = Finish.none
         self.states = [root]  # states[p]: what stands before position p
         for token in self.tokens:
             self.states.append(state_of(self.states[-1], token))
 
 
 class ToyWorker:
-    """Executes steps in order. `outputs` is what it has sent to gateways: (request, attempt) to tokens."""
+    """Executes steps in order, and adds what it samples to `outputs`, by request and attempt."""
 
-    def __init__(self, blocks: int, host_blocks: int, slots: int, *, vocabulary: int, salts: dict[str, bytes]) -> None:
-        self.device: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(blocks)]
-        self.host: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(host_blocks)]
-        self.slots: list[Slot | None] = [None] * slots
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        vocabulary: int,
+        salts: dict[str, bytes],
+        outputs: dict[tuple[str, int], list[int]],
+    ) -> None:
+        self.device: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(spec.blocks)]
+        self.host: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(spec.host_blocks)]
+        self.slots: list[Slot | None] = [None] * spec.slots
         self.vocabulary = vocabulary
         self.salts = salts
-        self.outputs: dict[tuple[str, int], list[int]] = {}
+        self.outputs = outputs
         self.last = 0
 
     def execute(self, step: Step) -> StepDone:
@@ -90,7 +97,8 @@ class ToyWorker:
         for number, count in zip(step.slots, step.counts, strict=True):
             row = self.slots[number]
             assert row is not None, f"slot {number} runs, but is empty"
-            if row.over:
+            if row.finish is not Finish.none:
+                assert row.finish is Finish.stop, f"{row.new.request} runs after its last output"
                 continue
             token = self._forward(row, count)
             if token is not None:
@@ -120,9 +128,5 @@ class ToyWorker:
             finish = Finish.stop
         elif len(row.tokens) == row.new.prompt_tokens + row.new.max_tokens:
             finish = Finish.length
-        row.over = finish is not Finish.none
+        row.finish = finish
         return int(finish)
-
-
-def packed(outputs: list[int]) -> bytes:
-    return pack_tokens(outputs)
