@@ -194,7 +194,7 @@ class SqliteSpanExporter(SpanExporter):
 
 
 def find_trace(data_dir: Path | str, request_id: str) -> list[Span]:
-    """All spans of a request, by start time: those that name it, and those under them. Empty: none stored (yet).
+    """All spans of a request, by start time: those that name it, those under them, those above. Empty: none (yet).
 
     Spans arrive up to a second after their end, each process by itself.
 
@@ -219,11 +219,19 @@ def find_trace(data_dir: Path | str, request_id: str) -> list[Span]:
 
 
 def _of_request(spans: list[Span], request_id: str) -> list[Span]:
-    """Those that name the request, and unnamed ones below them. A caller's trace may hold other requests: not those."""
-    kept = {span.span_id for span in spans if span.request_id == request_id}
-    unnamed = [span for span in spans if not span.request_id]
-    while grown := {span.span_id for span in unnamed if span.parent_id in kept} - kept:
+    """Those that name the request, what is below them, and the way up from them.
+
+    A caller's trace may hold other requests, which are beside them: not those. Below a request with several choices are
+    spans that name a choice.
+    """
+    parents = {span.span_id: span.parent_id for span in spans}
+    named = {span.span_id for span in spans if span.request_id == request_id}
+    kept = set(named)
+    while grown := {span.span_id for span in spans if span.parent_id in kept} - kept:
         kept |= grown
+    for ancestor in named:
+        while (ancestor := parents.get(ancestor, "")) and ancestor not in kept:
+            kept.add(ancestor)
     return [span for span in spans if span.span_id in kept]
 
 

@@ -27,7 +27,8 @@ def render_tree(spans: Sequence[Span]) -> str:
     end = max(span.end_unix_ns for span in spans)
     rows = [row for trunk, span in _walk(spans) for row in _rows(trunk, span, start)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    request = next((span.request_id for span in spans if span.request_id), "")
+    # That of a choice begins with that of its request.
+    request = min((span.request_id for span in spans if span.request_id), key=len, default="")
     heading = f"request {request}{_GAP}trace {spans[0].trace_id}{_GAP}{(end - start) / 1e6:.1f} ms"
     lines = [
         _GAP.join(

@@ -76,17 +76,35 @@ def test_a_callers_trace_is_continued(tracing: Tracing, tmp_path: Path) -> None:
 
 
 def test_a_request_of_a_shared_trace_is_shown_alone_with_what_is_under_it(tracing: Tracing, tmp_path: Path) -> None:
-    """A caller may send many requests in one trace; spans that name no request belong to whom they are under."""
+    """A caller may send many requests in one trace; what is under a request is its own, named or not."""
     for request in ("r-1", "r-2"):
         span = tracing.start_request("POST", request_id=request, traceparent=CALLER)
+        parent = tracing.traceparent_of(span)
+        tracing.record("choice", request_id=f"{request}-0", parent_traceparent=parent, start_unix_ns=1, end_unix_ns=2)
         start = tracing.tracer.start_as_current_span
         with tracing.current(span), start("unnamed"), start("below"):
             pass
         span.end()
     tracing.flush()
     spans = find_trace(tmp_path, "r-1")
-    assert sorted(span.name for span in spans) == ["POST", "below", "unnamed"]
-    assert {span.request_id for span in spans} == {"r-1", ""}
+    assert sorted(span.name for span in spans) == ["POST", "below", "choice", "unnamed"]
+    assert {span.request_id for span in spans} == {"r-1", "r-1-0", ""}
+
+
+def test_a_choice_is_shown_with_the_request_above_it(tracing: Tracing, tmp_path: Path) -> None:
+    """Its sisters are not."""
+    span = tracing.start_request("POST", request_id="r-1")
+    for choice in range(2):
+        tracing.record(
+            f"choice {choice}",
+            request_id=f"r-1-{choice}",
+            parent_traceparent=tracing.traceparent_of(span),
+            start_unix_ns=1,
+            end_unix_ns=2,
+        )
+    span.end()
+    tracing.flush()
+    assert sorted(span.name for span in find_trace(tmp_path, "r-1-1")) == ["POST", "choice 1"]
 
 
 @pytest.mark.parametrize("parent", ["", "garbage", CALLER[:-2] + "00"])
