@@ -160,6 +160,10 @@ def _message_types(owner: type, function: Callable[..., Any]) -> list[type[Messa
     return found
 
 
+class _Nothing(Message, frozen=True, tag=""):
+    """What an actor understands that has no handlers."""
+
+
 class Actor:
     """Base of all actors. Owns its tasks: whatever it starts with `every` or `spawn` ends with it."""
 
@@ -198,7 +202,7 @@ class Actor:
     @classmethod
     def decoder(cls) -> msgspec.msgpack.Decoder[Any]:
         """A decoder for the union of everything this actor handles."""
-        return msgspec.msgpack.Decoder(Union[tuple(cls.handlers)])  # noqa: UP007
+        return msgspec.msgpack.Decoder(Union[tuple(cls.handlers) or (_Nothing,)])  # noqa: UP007
 
     async def on_start(self, node: Node) -> None:
         """Called before the first message. What it raises is raised from `serve`."""

@@ -100,13 +100,10 @@ class Lease:
                     async with asyncio.timeout_at(self._good_until_s):
                         await self._renew(started_s)
                 except TimeoutError:
-                    pass
+                    seconds = self.ttl_s * 2 / 3
+                    raise LeaseLost(f"{self.key} (epoch {self.epoch}) was not renewed for {seconds:.1f} s") from None
                 except Conflict as error:
                     raise LeaseLost(f"{self.key} (epoch {self.epoch}) was taken from {self.holder}: {error}") from None
-                if self._node.clock() >= self._good_until_s:
-                    raise LeaseLost(
-                        f"{self.key} (epoch {self.epoch}) could not be renewed for {self.ttl_s * 2 / 3:.1f} s"
-                    )
         except LeaseLost:
             self._is_lost = True
             self._node.holds_no_more(self)

@@ -239,7 +239,7 @@ class Node:
         except TimeoutError:
             raise DeadlineExceeded(f"no answer from {ref} in {remaining_s:.3f} s") from None
         except asyncio.CancelledError:
-            self.keep(self._send_control(Kind.CANCEL, ref, reply))
+            self._control(Kind.CANCEL, ref, reply)
             raise
         finally:
             del self._pending[token]
@@ -277,7 +277,7 @@ class Node:
                     if left_s <= 1.0:
                         raise DeadlineExceeded(f"the stream from {ref} took longer than {remaining_s:.3f} s")
                     # The last credit, or the end, may have been lost; the answer to this tells which.
-                    await self._send_control(Kind.CREDIT, ref, reply, index=granted)
+                    self._control(Kind.CREDIT, ref, reply, index=granted)
                     continue
                 kind, index = envelope.meta.kind, envelope.meta.index
                 if kind == Kind.END:
@@ -303,11 +303,11 @@ class Node:
                 yield item
                 if granted - read <= window // 2:
                     granted = read + window
-                    await self._send_control(Kind.CREDIT, ref, reply, index=granted)
+                    self._control(Kind.CREDIT, ref, reply, index=granted)
         finally:
             del self._pending[token]
             if is_open:
-                self.keep(self._send_control(Kind.CANCEL, ref, reply))
+                self._control(Kind.CANCEL, ref, reply)
 
     # Receiving from the bus
 
@@ -486,10 +486,10 @@ class Node:
         payload = self._pack(kind, message, route.sequence, remaining_s, traceparent, index=credit)
         await self.transport.publish(route.subject, payload, reply)
 
-    async def _send_control(self, kind: Kind, ref: str, call: str, *, index: int = 0) -> None:
+    def _control(self, kind: Kind, ref: str, call: str, *, index: int = 0) -> None:
         role, _, instance = ref.partition(".")
         payload = self._pack(kind, None, 0, None, "", index=index, call=call)
-        await self.transport.publish(f"hg.v1.{role}.{'all' if instance == 'any' else instance}", payload)
+        self._post(f"hg.v1.{role}.{'all' if instance == 'any' else instance}", payload)
 
     def _decoder(self, message_type: Any) -> msgspec.msgpack.Decoder[Any]:
         decoder = self._decoders.get(message_type)
