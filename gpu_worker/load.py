@@ -7,9 +7,13 @@ from pathlib import Path
 
 import torch
 
+from gpu_worker.attention.cpu import CpuBackend
+from gpu_worker.attention.interface import Backend
 from gpu_worker.attention.reference import ReferenceBackend
 from gpu_worker.checkpoint import Checkpoint
 from gpu_worker.config import ModelConfig, read_config
+from gpu_worker.cpu.compiled import compile_kernels
+from gpu_worker.cpu.threads import Team
 from gpu_worker.engine import Progress
 from gpu_worker.errors import DeviceFailed, DeviceOutOfMemory, UnsupportedModel
 from gpu_worker.kv import KvPools
@@ -71,7 +75,11 @@ def load_torch_engine(
         swap_bytes_per_s=1e9,
         step_time=StepTimeCoefficients(0.0, 1e-3, 1e-3),
     )
-    backend = ReferenceBackend(config, pools.device_pool, table)
+    backend: Backend
+    if os.environ.get("HEADGATE_BACKEND") == "reference":
+        backend = ReferenceBackend(config, pools.device_pool, table)
+    else:
+        backend = CpuBackend(config, pools.device_pool, table, compile_kernels(kind), Team())
     return TorchEngine(spec, weights, backend, pools, eos_ids=frozenset(config.eos_token_ids))
 
 

@@ -1,0 +1,88 @@
+"""Compiles the kernels, or takes them from the cache.
+
+Compiling takes seconds, a cached kernel milliseconds. Numba keys its cache by the file a function is in, but not by the
+files of what it calls, so the directory is named for a hash of all kernel sources: an upgrade never runs a stale kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import torch
+
+from gpu_worker.cpu import decode_attention, elementwise
+from gpu_worker.cpu.dialect import KERNEL
+
+__all__ = ["Kernels", "compile_kernels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """Addresses of the kernels for one dtype."""
+
+    rms_norm: int
+    rope: int
+    silu_mul: int
+    argmax: int
+    gather: int
+    decode: int
+    owners: tuple[object, ...]  # the compiled functions: an address is good as long as its owner lives
+
+
+def compile_kernels(dtype: torch.dtype) -> Kernels:
+    """The kernels for float32 or bfloat16. Works without a writable cache directory too, at the price of compiling."""
+    directory = _cache_directory()
+    if directory is not None:
+        numba.config.CACHE_DIR = directory
+    suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
+
+    owners: list[object] = []
+
+    def address(module: object, name: str) -> int:
+        compiled = numba.cfunc(KERNEL, cache=directory is not None, fastmath=True, error_model="numpy")(
+            getattr(module, f"{name}_{suffix}")
+        )
+        owners.append(compiled)
+        return int(compiled.address)
+
+    return Kernels(
+        rms_norm=address(elementwise, "rms_norm"),
+        rope=address(elementwise, "rope"),
+        silu_mul=address(elementwise, "silu_mul"),
+        argmax=address(elementwise, "argmax"),
+        gather=address(elementwise, "gather"),
+        decode=address(decode_attention, "decode"),
+        owners=tuple(owners),
+    )
+
+
+def _cache_directory() -> str | None:
+    """The first that can be written: NUMBA_CACHE_DIR, the user's cache, a folder of this user's in the temporary one."""
+    sources = hashlib.sha256(numba.__version__.encode() + platform.processor().encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(path.read_bytes())
+    name = f"kernels-{sources.hexdigest()[:16]}"
+    user = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    temporary = str(Path(tempfile.gettempdir()) / f"headgate-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
+    for base in (os.environ.get("NUMBA_CACHE_DIR"), str(Path(user) / "headgate"), temporary):
+        if not base:
+            continue
+        directory = Path(base) / name
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(directory, os.W_OK) and _ours(directory):
+            return str(directory)
+    return None
+
+
+def _ours(directory: Path) -> bool:
+    """A cache holds code that will be run: one that belongs to somebody else is not used."""
+    return not hasattr(os, "getuid") or directory.stat().st_uid == os.getuid()
