@@ -1,6 +1,7 @@
 """The whole protocol between the actors, in the order in which a request meets it.
 
-Subjects are `hg.v1.<role>.<instance>`; the verb is the message's tag. v1 is the wire version: fields are only appended, with
+Subjects are `hg.v1.<role>.<instance>`; the verb is the message's tag. v1 is the wire version: fields are only
+appended, with
 defaults. Remaining time, trace context, epoch, sender and sequence ride in the envelope (actors/runtime/message.py).
 
     gateway ──Admit──▶ admission ──Submit──▶ scheduler ──RunStep──▶ worker
@@ -9,9 +10,11 @@ defaults. Remaining time, trace context, epoch, sender and sequence ride in the 
        └───────────────────────────────────────────────────Tokens◀────────────┘
 
 Core NATS may lose a message. What is lost is repaired by these rules, and by no others:
-- `RunStep` and `Stepped` carry step numbers; the scheduler sends again what is not acknowledged, the worker answers a step that
+- `RunStep` and `Stepped` carry step numbers; the scheduler sends again what is not acknowledged, the worker answers
+  a step that
   it has done with the same `Stepped` again and runs nothing twice.
-- `Tokens` carry (request, attempt, index). A gateway that sees a gap, a hand-back, a new scheduler or a silence submits the request
+- `Tokens` carry (request, attempt, index). A gateway that sees a gap, a hand-back, a new scheduler or a silence
+  submits the request
   again as attempt + 1 with the tokens its client has. Tokens of an older attempt are ignored, an older submit too.
 - `Settle` may be lost: admission compares its reservations with what the gateways report every second (`Live`).
 """
@@ -24,7 +27,6 @@ from policies.vocabulary import Request, Step, StepDone, WorkerLoad, WorkerSpec
 __all__ = [
     "Accepted",
     "Admit",
-    "Alive",
     "Attach",
     "Attached",
     "AuditQuery",
@@ -33,17 +35,17 @@ __all__ = [
     "Cancelled",
     "Decision",
     "Explain",
+    "Exposition",
     "HandBack",
     "Live",
     "Load",
-    "Ping",
     "Quota",
     "QuotaQuery",
     "ReportLive",
     "RunStep",
     "Settle",
-    "Stepped",
     "StepRefused",
+    "Stepped",
     "Submit",
     "Tokens",
     "UsageOpened",
@@ -61,7 +63,8 @@ __all__ = [
 class Admit(Message, frozen=True, tag="admit"):
     """May this request be served within its contract? Ask; the answer, `Decision`, comes when it is final.
 
-    A deferred request is answered when it is admitted or its time is over. Leaving (a client that goes) is told by `Cancel`.
+    A deferred request is answered when it is admitted or its time is over. Leaving (a client that goes) is told by
+    `Cancel`.
     `patience_s` bounds the wait of a request without a deadline.
     """
 
@@ -71,7 +74,8 @@ class Admit(Message, frozen=True, tag="admit"):
 
 
 class Decision(Message, frozen=True, tag="decision"):
-    """admitted: the request is with the scheduler. refused: `reason` says why, and `retry_after_s` when to come back."""
+    """admitted: the request is with the scheduler. refused: `reason` says why, and `retry_after_s` when to come
+    back."""
 
     outcome: str  # admitted | refused
     reason: str = ""  # of policies.admission.Reason
@@ -121,11 +125,11 @@ class Settle(Message, frozen=True, tag="settle"):
 
 
 class ReportLive(Message, frozen=True, tag="report-live"):
-    """Bus `control`: admission (new epoch) asks every gateway for its `Live` at once."""
+    """A new admission actor asks every gateway for its `Live` at once. On its bus topic."""
 
 
 class Live(Message, frozen=True, tag="live"):
-    """What a gateway has under way; to admission, every second and when asked. Struct of arrays."""
+    """What a gateway has under way: on its bus topic, every second and when asked. Struct of arrays."""
 
     gateway: str
     requests: list[str]
@@ -190,7 +194,8 @@ class HandBack(Message, frozen=True, tag="hand-back"):
 
 
 class Attach(Message, frozen=True, tag="attach"):
-    """A scheduler (its lease epoch is in the envelope) takes the worker over. The worker forgets all rows; steps begin at 1."""
+    """A scheduler (its lease epoch is in the envelope) takes the worker over. The worker forgets all rows; steps
+    begin at 1."""
 
 
 class Attached(Message, frozen=True, tag="attached"):
@@ -227,7 +232,8 @@ class StepRefused(Message, frozen=True, tag="step-refused"):
 class Tokens(Message, frozen=True, tag="tokens"):
     """All tokens of one step for one gateway. Entry i: `requests[i]` in its `attempts[i]` got output `indices[i]`.
 
-    `finished[i]` is a `policies.vocabulary.Finish`. `logprobs` maps i to [(token id, logprob), …]: the chosen one first, then the
+    `finished[i]` is a `policies.vocabulary.Finish`. `logprobs` maps i to [(token id, logprob), …]: the chosen one
+    first, then the
     most likely, only for requests that asked.
     """
 
@@ -237,36 +243,21 @@ class Tokens(Message, frozen=True, tag="tokens"):
     indices: list[int]
     tokens: list[int]
     finished: list[int]
-    logprobs: dict[int, list[tuple[int, float]]] = {}
+    logprobs: dict[int, list[tuple[int, float]]]
 
 
-# --- bus --------------------------------------------------------------------------------------------------------------
-
-
-class Alive(Message, frozen=True, tag="alive"):
-    """Heartbeat of every process, on the bus topic of its role, every 200 ms. The epoch is in the envelope."""
-
-    role: str
-    instance: str
-    pid: int
-    state: str  # starting | ready | draining
-    model: str = ""
-    detail: str = ""
+# --- bus (heartbeats are the runtime's own: actors/runtime/heartbeat.py) ----------------------------------------------
 
 
 class Load(Message, frozen=True, tag="load"):
-    """The scheduler's state, on bus topic `load`: every 100 ms, and at once when a request ends or enters while others wait."""
+    """The scheduler's state, on its bus topic: every 100 ms, and soon after a request entered or ended."""
 
     model: str
     workers: list[WorkerLoad]
     unplaced: int = 0  # requests that wait for any worker
 
 
-class Ping(Message, frozen=True, tag="ping"):
-    """Answered `Accepted`: is this actor's mailbox moving?"""
-
-
-# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost ------------------------------------------------
+# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost -----------------------------------------------
 
 
 class UsageOpened(Message, frozen=True, tag="usage-opened"):
@@ -283,7 +274,8 @@ class UsageOpened(Message, frozen=True, tag="usage-opened"):
 
 
 class UsageSettled(Message, frozen=True, tag="usage-settled"):
-    """The end of a request. By its gateway, or by the scheduler if that died. `Nats-Msg-Id`: `<request>:settled`; the first counts."""
+    """The end of a request. By its gateway, or by the scheduler if that died. `Nats-Msg-Id`: `<request>:settled`;
+    the first counts."""
 
     request: str
     prompt_tokens: int
@@ -292,6 +284,13 @@ class UsageSettled(Message, frozen=True, tag="usage-settled"):
     finish: str  # stop | length | cancelled | error | refused
     attempts: int
     settled_unix_s: float
+
+
+class Exposition(Message, frozen=True, tag="exposition"):
+    """The metrics of a process in Prometheus text form, on the bus topic of its role, every two seconds."""
+
+    instance: str
+    text: bytes
 
 
 # --- gateway → ledger -------------------------------------------------------------------------------------------------

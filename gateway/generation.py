@@ -39,13 +39,18 @@ class Delivery:
 class Generation(Protocol):
     """One admitted request."""
 
-    request: Request
-    decision: Decision
-    prompt_tokens: int
-    cached_tokens: int
+    @property
+    def request(self) -> Request: ...
+    @property
+    def decision(self) -> Decision: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
 
     def deliveries(self) -> AsyncIterator[Delivery]:
-        """Yield until the last. Raises GenerationFailed. A slow reader gets larger deliveries, never an unbounded queue."""
+        """Yield until the last. Raises GenerationFailed. A slow reader gets larger deliveries, never an unbounded
+        queue."""
         ...
 
     async def close(self, finish: Finish = Finish.cancelled) -> None:

@@ -1,0 +1,357 @@
+"""The scheduler actor: the pure cores of all workers of one model, fed with messages.
+
+One scheduler serves one model and holds its lease; a standby waits for it. It owns no stream and no truth: what it
+knows of a
+request, that request's gateway knows too, and submits it again wherever this state is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+from policies.placement import place
+
+from actors.messages import (
+    Accepted,
+    Attach,
+    Attached,
+    Cancel,
+    Cancelled,
+    HandBack,
+    Load,
+    RunStep,
+    Stepped,
+    StepRefused,
+    Submit,
+    UsageSettled,
+    Where,
+    Whereabouts,
+)
+from actors.request_spans import record_request_spans
+from actors.runtime import Actor, ActorError, Context, Death, Lease, Node, Peer, Watch, handles, heartbeat
+from actors.worker_link import WorkerLink
+from observability.metrics import CacheMetrics, SchedulerMetrics
+from observability.tracing import Tracing
+from policies.config import SchedulerConfig
+from policies.errors import PolicyError, Unservable
+from policies.events import Event, Finished, Preempted, Scheduled
+from policies.vocabulary import Request
+
+__all__ = ["SchedulerActor"]
+
+#: Ended requests remembered, for late questions about them.
+_KEPT_ENDED = 4096
+
+Settle = Callable[[UsageSettled], Coroutine[Any, Any, None]]
+
+
+class SchedulerActor(Actor):
+    """`settle` writes the usage of a request whose gateway died; it must not lose it."""
+
+    role = "scheduler"
+    mailbox = 4096
+    #: A change of load is told so long after it, together with those that come meanwhile.
+    LOAD_SOON_S = 0.01
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        config: SchedulerConfig,
+        metrics: SchedulerMetrics,
+        blocks: CacheMetrics,
+        tracing: Tracing,
+        settle: Settle,
+        clock: Callable[[], float] = time.monotonic,
+        load_every_s: float = 0.1,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._metrics = metrics
+        self._blocks = blocks
+        self._tracing = tracing
+        self._settle = settle
+        self._clock = clock
+        self._load_every_s = load_every_s
+        self._load_due = False
+        self._links: dict[str, WorkerLink] = {}
+        self._attaching: set[str] = set()
+        self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
+        self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
+        self._unplaced: deque[str] = deque()
+        self._generated: OrderedDict[str, int] = OrderedDict()  # outputs produced, over all attempts, also of the ended
+        self._preemptions: dict[str, list[Preempted]] = {}
+        self._leaving: dict[str, list[asyncio.Future[None]]] = {}
+        self._orphans: set[str] = set()  # their gateway died: we settle
+        self._log = structlog.get_logger().bind(model=model)
+
+    # --- life
+    # ---------------------------------------------------------------------------------------------------------
+
+    async def on_start(self, node: Node) -> None:
+        await self.hold(Lease(node, node.name, node.name))  # a standby waits here, and is not spoken to
+        await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
+        await Watch("gateway", on_death=self._gateway_died).start(self)
+        heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._model})
+        self.every(self._load_every_s, self._publish_load)
+        self.every(0.1, self._watch_links)
+
+    # --- requests
+    # -----------------------------------------------------------------------------------------------------
+
+    @handles
+    def submit(self, msg: Submit, ctx: Context) -> Accepted | None:
+        """Idempotent: the same or an older attempt changes nothing."""
+        self._take(msg.request)
+        return Accepted() if ctx.wants_reply else None
+
+    def _take(self, request: Request) -> None:
+        live = self._live.get(request.id)
+        if live is not None and request.attempt <= live.attempt:
+            return
+        self._note_generated(request.id, len(request.generated) // 4)
+        self._live[request.id] = request
+        home = self._home.get(request.id)
+        if home is not None:
+            self._serve(request, home)  # the core lets the newer attempt replace the older one
+        elif live is None:
+            self._place(request)
+
+    def _place(self, request: Request) -> None:
+        now = self._clock()
+        worker = place(request, [link.core.load(now, name) for name, link in self._links.items()])
+        if worker is None:
+            self._unplaced.append(request.id)
+        else:
+            self._serve(request, self._links[worker])
+
+    def _serve(self, request: Request, link: WorkerLink) -> None:
+        now = self._clock()
+        try:
+            link.core.submit(request, now)
+        except Unservable as error:
+            self._forget(request.id)
+            back = HandBack(requests=[request.id], attempts=[request.attempt], errors=[str(error)])
+            self.node.tell_soon(f"gateway.{request.gateway}", back)
+            return
+        self._home[request.id] = link
+        self._drive(link, now)
+        self._load_changed()
+
+    @handles(concurrent=True)
+    async def cancel(self, msg: Cancel, ctx: Context) -> Cancelled:
+        """Answers when no step in flight touches the request any more: its blocks are free by then."""
+        if msg.request in self._live:
+            left = asyncio.get_running_loop().create_future()
+            self._leaving.setdefault(msg.request, []).append(left)
+            self._withdraw(msg.request)
+            await left
+        return Cancelled(request=msg.request, generated=self._generated.get(msg.request, 0))
+
+    def _withdraw(self, request_id: str) -> None:
+        link = self._home.get(request_id)
+        if link is None:
+            self._unplaced.remove(request_id)
+            self._ended(request_id)
+        else:
+            now = self._clock()
+            link.core.cancel(request_id, now)
+            self._drive(link, now)
+
+    @handles
+    def where(self, msg: Where, ctx: Context) -> Whereabouts:
+        attempts = [self._live[r].attempt if r in self._live else 0 for r in msg.requests]
+        return Whereabouts(attempts=attempts, generated=[self._generated.get(r, 0) for r in msg.requests])
+
+    # --- steps
+    # --------------------------------------------------------------------------------------------------------
+
+    @handles
+    def stepped(self, msg: Stepped, ctx: Context) -> None:
+        link = self._links.get(ctx.sender.partition(".")[2])
+        if link is None or msg.session != link.session:
+            return
+        now = self._clock()
+        try:
+            events = link.stepped(msg, now)
+        except PolicyError as error:
+            self._give_up(link, str(error))
+            return
+        self._apply(events, now)
+        self._drive(link, now)
+
+    def _drive(self, link: WorkerLink, now: float) -> None:
+        """Keep the pipeline full, and hear what planning did."""
+        link.pump(now)
+        self._apply(link.core.take_events(), now)
+
+    @handles
+    def step_refused(self, msg: StepRefused, ctx: Context) -> None:
+        link = self._links.get(ctx.sender.partition(".")[2])
+        if link is not None and msg.session == link.session:
+            link.resend(self._clock())
+
+    def _apply(self, events: list[Event], now: float) -> None:
+        for event in events:
+            if isinstance(event, Finished):
+                self._finished(event, now)
+            elif isinstance(event, Preempted):
+                self._preemptions.setdefault(event.request, []).append(event)
+                self._metrics.preempted(event.kind, lost_tokens=event.lost_tokens)
+            elif isinstance(event, Scheduled):
+                self._metrics.queued(event.at - event.queued_at)
+                self._metrics.prefix_hit(event.cached_tokens)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        self._note_generated(event.request, event.generated)
+        request = self._live.get(event.request)
+        if request is None or request.attempt != event.attempt:
+            return  # a newer attempt took its place
+        preemptions = self._preemptions.pop(event.request, [])
+        record_request_spans(self._tracing, request, event, preemptions, clock_now=now)
+        self._metrics.served(event.tenant, event.prompt_tokens - event.cached_tokens + event.generated)
+        self._ended(event.request)
+        self._load_changed()
+
+    def _ended(self, request_id: str) -> None:
+        request = self._live[request_id]
+        self._forget(request_id)
+        for left in self._leaving.pop(request_id, []):
+            if not left.done():
+                left.set_result(None)
+        if request_id in self._orphans:
+            self._orphans.discard(request_id)
+            self.spawn(self._settle(self._orphan_usage(request)))
+
+    def _forget(self, request_id: str) -> None:
+        self._live.pop(request_id, None)
+        self._home.pop(request_id, None)
+        self._preemptions.pop(request_id, None)
+
+    def _note_generated(self, request_id: str, generated: int) -> None:
+        self._generated[request_id] = max(generated, self._generated.pop(request_id, 0))
+        while len(self._generated) > _KEPT_ENDED + len(self._live):
+            self._generated.popitem(last=False)
+
+    # --- workers
+    # ------------------------------------------------------------------------------------------------------
+
+    def _worker_alive(self, peer: Peer) -> None:
+        if (
+            peer.info.get("model") != self._model
+            or peer.info.get("state") != "ready"
+            or peer.instance in self._attaching
+        ):
+            return
+        link = self._links.get(peer.instance)
+        if link is None or link.epoch != peer.epoch:
+            self._attaching.add(peer.instance)
+            self.spawn(self._attach(peer.instance, peer.epoch))
+
+    async def _attach(self, instance: str, epoch: int) -> None:
+        try:
+            attached = await self.node.ask(f"worker.{instance}", Attach(), want=Attached, timeout_s=5.0)
+        except ActorError as error:
+            self._log.warning("attach failed", worker=instance, error=str(error))
+            return  # the next heartbeat tries again
+        finally:
+            self._attaching.discard(instance)
+        old = self._links.pop(instance, None)
+        if old is not None:
+            self._hand_back(old)
+        ref = f"worker.{instance}"
+
+        def send(message: RunStep) -> None:
+            self.node.tell_soon(ref, message)
+
+        self._links[instance] = WorkerLink(
+            instance, attached.spec, session=attached.session, epoch=epoch, config=self._config, send=send
+        )
+        self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)
+        waiting, self._unplaced = self._unplaced, deque()
+        for request_id in waiting:
+            self._place(self._live[request_id])
+        self._load_changed()
+
+    def _worker_died(self, death: Death) -> None:
+        link = self._links.get(death.instance)
+        if link is not None and link.epoch == death.epoch:
+            self._give_up(link, death.reason)
+
+    def _give_up(self, link: WorkerLink, why: str) -> None:
+        """Its requests go elsewhere. If it still lives, its next heartbeat attaches it anew."""
+        self._log.warning("worker lost", worker=link.worker, why=why)
+        del self._links[link.worker]
+        self._hand_back(link)
+        self._load_changed()
+
+    def _hand_back(self, link: WorkerLink) -> None:
+        """Its requests go to their gateways, which know what their clients have seen, and come again from there."""
+        backs: dict[str, HandBack] = {}
+        for live in link.core.drop_all():
+            request = live.request
+            self._note_generated(request.id, len(live.generated) // 4)
+        for request_id in [r for r, home in self._home.items() if home is link]:
+            request = self._live[request_id]
+            if request_id in self._leaving or request_id in self._orphans:
+                self._ended(request_id)
+                continue
+            self._forget(request_id)
+            back = backs.setdefault(request.gateway, HandBack(requests=[], attempts=[], errors=[]))
+            back.requests.append(request_id)
+            back.attempts.append(request.attempt)
+            back.errors.append("")
+        for gateway, back in backs.items():
+            self.node.tell_soon(f"gateway.{gateway}", back)
+
+    async def _watch_links(self) -> None:
+        now = self._clock()
+        for link in list(self._links.values()):
+            if link.watch(now):
+                self._drive(link, now)
+            else:
+                self._give_up(link, f"no result for {link.STALL_S:.0f} s")
+
+    # --- gateways
+    # -----------------------------------------------------------------------------------------------------
+
+    def _gateway_died(self, death: Death) -> None:
+        """Free what it owned, and settle it: nobody else can."""
+        owned = [request.id for request in self._live.values() if request.gateway == death.instance]
+        if owned:
+            self._log.warning("gateway lost", gateway=death.instance, why=death.reason, requests=len(owned))
+        self._orphans.update(owned)
+        for request_id in owned:
+            self._withdraw(request_id)
+
+    def _orphan_usage(self, request: Request) -> UsageSettled:
+        return UsageSettled(
+            request=request.id,
+            prompt_tokens=len(request.prompt) // 4,
+            output_tokens=self._generated.get(request.id, 0),
+            cached_tokens=0,
+            finish="cancelled",
+            attempts=request.attempt,
+            settled_unix_s=time.time(),
+        )
+
+    # --- load
+    # ---------------------------------------------------------------------------------------------------------
+
+    def _load_changed(self) -> None:
+        """Tell admission soon, not only at the next turn: a place that became free may be waited for."""
+        if not self._load_due:
+            self._load_due = True
+            asyncio.get_running_loop().call_later(self.LOAD_SOON_S, lambda: self.spawn(self._publish_load()))
+
+    async def _publish_load(self) -> None:
+        self._load_due = False
+        now = self._clock()
+        loads = [link.core.load(now, name) for name, link in self._links.items()]
+        await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._unplaced)))

@@ -1,0 +1,161 @@
+"""The worker actor: owns one engine, runs steps in order, reports each to the gateways and to the scheduler.
+
+It decides nothing. A step comes once, in order, from the scheduler that attached last; anything else is answered so
+that the
+sender can repair it: a step that is done with the same result again, a step from the future with the number that is
+wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from actors.device_thread import DeviceThread
+from actors.messages import Attach, Attached, RunStep, Stepped, StepRefused, Tokens
+from actors.runtime import Actor, Context, Node, handles, heartbeat
+from gpu_worker.engine import Engine, SampledRows, StepResult
+from observability.metrics import WorkerMetrics
+from observability.tracing import Tracing
+from policies.vocabulary import Finish, NewRow
+
+__all__ = ["Worker"]
+
+#: Results kept for a scheduler that missed one. Two steps are in flight; twice that covers a resend that crosses a
+#: result.
+_KEPT_RESULTS = 4
+
+
+@dataclass(slots=True)
+class _RowTrace:
+    """What the worker-side span of a row will say."""
+
+    row: NewRow
+    since_unix_ns: int
+    outputs: int = 0
+
+
+class Worker(Actor):
+    """One device. `on_failure` is called with a device error; the process is expected to end, its requests go
+    elsewhere."""
+
+    role = "worker"
+    mailbox = 64
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tracing: Tracing,
+        metrics: WorkerMetrics,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._engine = engine
+        self._tracing = tracing
+        self._metrics = metrics
+        self._on_failure = on_failure
+        self._log = structlog.get_logger()
+        self._session = 0
+        self._next = 1  # number of the step wanted
+        self._results: OrderedDict[int, Stepped] = OrderedDict()
+        self._rows: dict[int, _RowTrace] = {}
+        self._scheduler = ""
+
+    async def on_start(self, node: Node) -> None:
+        self._device = DeviceThread(self._engine, on_result=self._report, on_failure=self._on_failure)
+        heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._engine.spec.model})
+
+    async def on_stop(self) -> None:
+        await self._device.close()
+
+    @handles
+    async def attach(self, msg: Attach, ctx: Context) -> Attached:
+        """Forget everything and serve the sender. The session number is new, so that steps meant for an older one
+        are dropped."""
+        self._session = 0  # results of what is still queued belong to nobody
+        await self._device.reset()
+        self._session = time.time_ns() // 1_000  # grows across restarts of this process too
+        self._next = 1
+        self._scheduler = ctx.sender
+        self._results.clear()
+        self._rows.clear()
+        self._log.info("attached", scheduler=ctx.sender, session=self._session)
+        return Attached(spec=self._engine.spec, session=self._session)
+
+    @handles
+    def run_step(self, msg: RunStep, ctx: Context) -> None:
+        if msg.session != self._session:
+            return
+        number = msg.step.number
+        if number == self._next:
+            self._next += 1
+            for row in msg.step.new:
+                self._rows[row.slot] = _RowTrace(row, time.time_ns())
+            self._device.submit(msg.step)
+        elif number > self._next:
+            self.node.tell_soon(self._scheduler, StepRefused(session=self._session, wanted=self._next))
+        elif number in self._results:
+            self.node.tell_soon(self._scheduler, self._results[number])
+
+    def _report(self, result: StepResult) -> None:
+        """Tell the gateways their tokens, then the scheduler: a stream never waits for the scheduler."""
+        if not self._session:
+            return
+        self._metrics.step(result.done.duration_s)
+        for gateway, tokens in _by_gateway(result.done.number, result.rows).items():
+            self.node.tell_soon(f"gateway.{gateway}", tokens)
+        stepped = Stepped(session=self._session, done=result.done)
+        self._results[result.done.number] = stepped
+        if len(self._results) > _KEPT_RESULTS:
+            self._results.popitem(last=False)
+        self.node.tell_soon(self._scheduler, stepped)
+        for slot, finish in zip(result.done.slots, result.done.finished, strict=True):
+            trace = self._rows.get(slot)
+            if trace is not None:
+                trace.outputs += 1
+                if finish != Finish.none:
+                    self._record(self._rows.pop(slot), Finish(finish))
+
+    def _record(self, trace: _RowTrace, finish: Finish) -> None:
+        self._tracing.record(
+            f"chat {self._engine.spec.model}",
+            request_id=trace.row.request,
+            parent_traceparent=trace.row.traceparent,
+            start_unix_ns=trace.since_unix_ns,
+            end_unix_ns=time.time_ns(),
+            attributes={
+                "gen_ai.operation.name": "chat",
+                "gen_ai.provider.name": "headgate",
+                "gen_ai.request.model": self._engine.spec.model,
+                "gen_ai.usage.input_tokens": trace.row.prompt_tokens,
+                "gen_ai.usage.output_tokens": trace.outputs,
+                "gen_ai.response.finish_reasons": (finish.name,),
+                "headgate.attempt": trace.row.attempt,
+                "headgate.worker": self.node.instance,
+            },
+        )
+
+
+def _by_gateway(step: int, rows: SampledRows) -> dict[str, Tokens]:
+    """One message per gateway that has a row in this step."""
+    split: dict[str, Tokens] = {}
+    for i, gateway in enumerate(rows.gateways):
+        tokens = split.get(gateway)
+        if tokens is None:
+            tokens = split[gateway] = Tokens(
+                step=step, requests=[], attempts=[], indices=[], tokens=[], finished=[], logprobs={}
+            )
+        logprobs = rows.logprobs[i]
+        if logprobs is not None:
+            tokens.logprobs[len(tokens.requests)] = logprobs
+        tokens.requests.append(rows.requests[i])
+        tokens.attempts.append(rows.attempts[i])
+        tokens.indices.append(rows.indices[i])
+        tokens.tokens.append(rows.tokens[i])
+        tokens.finished.append(rows.finished[i])
+    return split

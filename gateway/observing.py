@@ -1,0 +1,102 @@
+"""Metrics and spans of the edge: what `gateway.hooks` tells, counted and traced."""
+
+from __future__ import annotations
+
+from opentelemetry.trace import Status, StatusCode
+
+from actors.messages import Decision
+from gateway.hooks import Observer
+from observability.metrics import EdgeMetrics
+from observability.tracing import Tracing
+from policies.vocabulary import Request, Tier
+
+__all__ = ["EdgeHooks"]
+
+
+class EdgeHooks:
+    """Makes one observer a request: a SERVER span, and the counters of the edge."""
+
+    def __init__(self, metrics: EdgeMetrics, tracing: Tracing) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def start(self, route: str, *, request_id: str, traceparent: str | None) -> Observer:
+        return _Observer(route, request_id, traceparent, self._metrics, self._tracing)
+
+
+class _Observer:
+    def __init__(
+        self, route: str, request_id: str, traceparent: str | None, metrics: EdgeMetrics, tracing: Tracing
+    ) -> None:
+        self._metrics = metrics
+        self._span = tracing.start_request(route, request_id=request_id, traceparent=traceparent)
+        self._operation = "text_completion" if route.endswith("/v1/completions") else "chat"
+        self._first: Request | None = None
+        self._ttft_s: dict[str, float] = {}
+        self._tpot_s: float | None = None
+        self._outcome = ""
+        self.traceparent = tracing.traceparent_of(self._span)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._metrics.overhead(name, seconds)
+
+    def asked(self, request: Request, *, tenant: str, key: str, stream: bool) -> None:
+        if self._first is None:
+            self._first = request
+            self._span.set_attributes(
+                {
+                    "headgate.tenant": tenant,
+                    "headgate.key": key,
+                    "headgate.tier": Tier(request.tier).name,
+                    "gen_ai.operation.name": self._operation,
+                    "gen_ai.provider.name": "headgate",
+                    "gen_ai.request.model": request.model,
+                    "gen_ai.request.max_tokens": request.max_tokens,
+                    "gen_ai.usage.input_tokens": len(request.prompt) // 4,
+                    "headgate.stream": stream,
+                }
+            )
+
+    def decided(self, request: Request, decision: Decision, waited_s: float) -> None:
+        self._metrics.overhead("admission", waited_s - decision.deferred_s)
+        if decision.outcome != "admitted":
+            self._outcome = decision.reason
+
+    def first_token(self, request: Request, ttft_s: float) -> None:
+        self._ttft_s[request.id] = ttft_s
+        self._span.add_event("first_token", {"headgate.ttft_ms": round(ttft_s * 1000, 2)})
+
+    def generated(
+        self, request: Request, *, output_tokens: int, cached_tokens: int, tpot_s: float | None, finish: str
+    ) -> None:
+        self._outcome = finish
+        self._tpot_s = tpot_s
+        self._span.set_attributes(
+            {"gen_ai.usage.output_tokens": output_tokens, "gen_ai.response.finish_reasons": (finish,)}
+        )
+        if finish not in ("stop", "length"):
+            return
+        ttft_s = self._ttft_s.get(request.id)
+        if request.ttft_s is not None and ttft_s is not None:
+            self._metrics.promised(tenant=request.tenant, slo="ttft", attained=ttft_s <= request.ttft_s)
+        if request.tpot_s is not None and tpot_s is not None:
+            self._metrics.promised(tenant=request.tenant, slo="tpot", attained=tpot_s <= request.tpot_s)
+
+    def finished(self, *, status: int, outcome: str, seconds: float) -> None:
+        if outcome == "cancelled":
+            self._span.add_event("cancelled")
+        self._span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            self._span.set_status(Status(StatusCode.ERROR, self._outcome or outcome))
+        self._span.end()
+        request = self._first
+        self._metrics.finished(
+            tenant=request.tenant if request else "",
+            tier=Tier(request.tier).name if request else "",
+            model=request.model if request else "",
+            outcome=(self._outcome or outcome) if outcome in ("ok", "refused") else outcome,
+            operation=self._operation,
+            duration_s=seconds,
+            ttft_s=next(iter(self._ttft_s.values()), None),
+            tpot_s=self._tpot_s,
+        )

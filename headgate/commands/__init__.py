@@ -1,0 +1,1 @@
+"""The commands of `headgate`: one module each, named for it."""

@@ -1,0 +1,28 @@
+"""`headgate serve`: the whole stack on one machine."""
+
+from __future__ import annotations
+
+import click
+import uvloop
+
+from headgate.commands.options import stack_options
+from headgate.settings import Settings
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option("--workers", default=1, show_default=True, help="Worker processes, each with a copy of the model.")
+@stack_options
+def serve(**options: object) -> None:
+    """Serve a model to many tenants: starts NATS and every role, each in a process of its own.
+
+    Ends with 0 on Ctrl-C and SIGTERM, after requests under way are done.
+
+    \b
+    Example:
+      headgate serve --model ~/models/Qwen3-0.6B --port 8080
+    """
+    from headgate.stack import serve_stack  # what `--help` does not need
+
+    raise SystemExit(uvloop.run(serve_stack(Settings(**options))))  # type: ignore[arg-type]

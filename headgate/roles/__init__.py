@@ -1,0 +1,1 @@
+"""How each role's process is put together: one module a role, named for it."""

@@ -1,0 +1,45 @@
+"""The scheduler's process: one model, all its workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal, cast
+
+from actors.messages import UsageSettled
+from actors.runtime import ActorError
+from actors.scheduler import SchedulerActor
+from actors.usage import SETTLED_SUBJECT, encode_usage
+from headgate.process import RoleContext
+from observability.metrics import CacheMetrics, SchedulerMetrics
+from policies.config import SchedulerConfig
+
+__all__ = ["scheduler"]
+
+
+@asynccontextmanager
+async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
+    settings = context.settings
+
+    async def settle(record: UsageSettled) -> None:
+        """Until it is stored: nobody else can settle for a gateway that died."""
+        payload = encode_usage(record)
+        while True:
+            try:
+                await context.node.transport.append(SETTLED_SUBJECT, payload, message_id=f"{record.request}:settled")
+                return
+            except ActorError:
+                await asyncio.sleep(0.5)
+
+    yield SchedulerActor(
+        model=settings.name,
+        config=SchedulerConfig(
+            preemption=cast(Literal["auto", "swap", "recompute"], settings.preemption),
+            force_preempt_every=settings.force_preempt_every,
+        ),
+        metrics=SchedulerMetrics(context.metrics),
+        blocks=CacheMetrics(context.metrics),
+        tracing=context.tracing,
+        settle=settle,
+    )
