@@ -35,9 +35,10 @@ class KvPools:
         block = (config.layers, 2, config.kv_heads, BLOCK_SIZE, config.head_dim)
         self.block_bytes = config.kv_elements_per_block(BLOCK_SIZE) * dtype.itemsize
         try:
-            self.device_pool = torch.zeros((blocks + 1, *block), dtype=dtype, device=device)
+            make = torch.zeros if device.type == "cuda" else torch.empty  # the CPU gives pages when they are written
+            self.device_pool = make((blocks + 1, *block), dtype=dtype, device=device)
             pinned = device.type == "cuda" and host_blocks > 0
-            self.host_pool = torch.zeros((host_blocks, *block), dtype=dtype, pin_memory=pinned)
+            self.host_pool = torch.empty((host_blocks, *block), dtype=dtype, pin_memory=pinned)
         except (RuntimeError, MemoryError) as error:
             raise DeviceOutOfMemory(
                 f"{blocks} device and {host_blocks} host blocks of {self.block_bytes} bytes do not fit: {error}"
