@@ -107,7 +107,7 @@ def main() -> int:
     triton.runtime.driver.set_active(OfflineDriver(options.capability))
     tiles.arch_of.cache_clear()
     capability = divmod(options.capability, 10)
-    tiles.arch_of = lambda device: capability
+    vars(tiles)["arch_of"] = lambda device: capability
     case = (0, 0, "")
     run = JITFunction.run
 

@@ -63,7 +63,7 @@ def interpreted_package() -> Any:
     if PACKAGE in before:
         parent.kernels = before[PACKAGE]  # type: ignore[attr-defined]
     else:
-        del parent.kernels  # type: ignore[attr-defined]
+        del parent.kernels
     return package
 
 

@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def scale(self) -> float:
-        return float(self.q.shape[2]) ** -0.5
+        return float(self.q.shape[2] ** -0.5)
 
 
 def make_batch(
@@ -109,8 +109,12 @@ def attention_reference(batch: Batch) -> torch.Tensor:
 
 
 def huge_pool(blocks: int, kv_heads: int, head_dim: int) -> torch.Tensor:
-    """A float16 pool of one layer, in address space that takes memory only where it is written."""
+    """A float16 pool of one layer, in address space that takes memory only where it is written.
+
+    2^31 elements lie before it, so that an offset that wrapped around finds zeros, and fails a test, not the process.
+    """
     shape = (blocks, 1, 2, kv_heads, PAGE, head_dim)
-    size = 2 * blocks * 2 * kv_heads * PAGE * head_dim
+    before = 2 * 2**31
+    size = before + 2 * blocks * 2 * kv_heads * PAGE * head_dim
     reserved = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    return torch.frombuffer(reserved, dtype=torch.float16).view(shape)
+    return torch.frombuffer(reserved, dtype=torch.float16, offset=before).view(shape)

@@ -65,6 +65,25 @@ def test_half_precision(kernels: Any, dtype: torch.dtype) -> None:
     assert_matches(kernels, make_batch([*MIXED, (1, 300)], group=4, kv_heads=2, dtype=dtype, device=kernels.device))
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_each_row_is_computed_by_one_regime(kernels: Any, decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a mixed batch the decode launch leaves the long rows to the prefill launch, and the other way round."""
+    attention = kernels.module("attention")
+    launch = attention._launch
+
+    def launch_one_regime(*args: Any, **kwargs: Any) -> None:
+        if kwargs["decode"] is decode:
+            launch(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "_launch", launch_one_regime)
+    batch = make_batch([(1, 20), (17, 30), (2, 9), (9, 70)], group=2, device=kernels.device)
+    out = torch.full_like(batch.q, 7.0)
+    attend(kernels, batch, out=out, num_splits=1)
+    untouched = (out == 7.0).all(2).all(1).cpu()
+    short = torch.tensor([True] * 1 + [False] * 17 + [True] * 2 + [False] * 9)
+    assert torch.equal(untouched, short ^ decode)
+
+
 def test_shared_pages(kernels: Any) -> None:
     """Rows that share the blocks of a prefix read them as if each had its own."""
     batch = make_batch([(1, 40), (1, 33), (20, 52), (1, 5)], shared_blocks=2, device=kernels.device)
@@ -197,7 +216,7 @@ def test_launch_needs_no_data(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(attention, "attention_kernel", Recorder())
     monkeypatch.setattr(attention, "merge_kernel", Recorder())
     batch = make_batch(MIXED, group=4, kv_heads=2)
-    empty = {
+    empty: dict[str, Any] = {
         name: getattr(batch, name).to("meta") for name in ("q", "kv_pool", "block_tables", "query_start", "context_len")
     }
     attend(kernels, replace(batch, **empty), num_splits=4)
@@ -218,7 +237,7 @@ def test_launch_needs_no_data(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> 
         ({"context_len": torch.zeros(2, dtype=torch.int64)}, "context_len must be contiguous int32"),
     ],
 )
-def test_what_does_not_fit_is_refused(kernels: Any, change: dict[str, torch.Tensor], message: str) -> None:
+def test_what_does_not_fit_is_refused(kernels: Any, change: dict[str, Any], message: str) -> None:
     """Shapes that would read beyond a tensor are refused before a launch, with the value and what would be right."""
     batch = replace(make_batch([(1, 20), (2, 30)]), **change)
     with pytest.raises(kernels.package.KernelArgumentError, match=message):

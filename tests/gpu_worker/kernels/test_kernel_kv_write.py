@@ -69,7 +69,7 @@ def test_fused_pass_equals_its_parts(
     draw = torch.Generator().manual_seed(1)
     qkv = torch.randn(len(slots), (heads + 2 * kv_heads) * head_dim, generator=draw).to(dtype)
     table = cos_sin_table(64, head_dim, torch.device("cpu"))
-    q, k, v = qkv.view(len(slots), -1, head_dim).split((heads, kv_heads, kv_heads), 1)
+    q, k, v = qkv.view(len(slots), -1, head_dim).split_with_sizes((heads, kv_heads, kv_heads), 1)
     weights: dict[str, torch.Tensor] = {}
     if norm:
         for name in ("q_norm", "k_norm"):
@@ -102,9 +102,9 @@ def test_fused_pass_equals_its_parts(
         eps=eps,
         **{name: weight.to(kernels.device) for name, weight in weights.items()},
     )
-    close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
-    torch.testing.assert_close(actual.cpu(), q.to(dtype), **close)
-    torch.testing.assert_close(pool.cpu(), expected, **close)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(actual.cpu(), q.to(dtype), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(pool.cpu(), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(pool[:, LAYER, 1].cpu(), expected[:, LAYER, 1])  # values are copied, not computed
 
 
