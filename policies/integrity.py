@@ -71,6 +71,7 @@ def _check_counters(live: list[Row], flights: Iterable[Flight]) -> None:
         _require(0 <= row.left <= row.end - len(row.tokens), f"{name}: {row.left} outputs left to plan")
         if row.place is Place.waiting:
             _require(not row.blocks and row.slot < 0, f"{name} waits, but holds blocks or a slot")
+            _require(not row.computed or row.saved > 0, f"{name} waits with {row.computed} computed, but nothing saved")
         else:
             _require(row.position <= row.room, f"{name}: position {row.position} is beyond its {row.room} of room")
             _require(row.computed < len(row.tokens), f"{name}: {row.computed} computed of {len(row.tokens)} known")
