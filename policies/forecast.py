@@ -133,14 +133,15 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
     decode, tightest, gone = state.decode_s, state.lent_pace, 0
     time, steps = state.lag_s, 0.0
     hold = start = first_token = victim = delay = 0.0
+    slower = 0.0  # by how much prompts have put off the ends of the rows
     for prompt in (*prompts[:place], own, *prompts[place : last + 1]):
         _, _, _, left, before, outputs, prompt_pace, begun, prompt_due = prompt
-        free_at = 0.0 if begun else slots.take()
+        free_at = 0.0 if begun else slots.take(slower)
         at = max(time, free_at)
         if prompt is own:
             hold = max(free_at, not_before)
             at = max(time, hold)
-        while gone < len(rows) and rows[gone][0] * decode <= at:
+        while gone < len(rows) and rows[gone][0] * decode + slower <= at:
             count -= 1
             context -= rows[gone][1]
             gone += 1
@@ -149,8 +150,9 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
         spent = left / room * step
         end = at + spent + (ceil(steps - 1e-9) - steps) * step
         if not state.crowded:
-            # Nobody else's prompt fills its last step: that is as short as its own tokens.
-            end = min(end, at + spent + _room(state, count, context, inf, left % room, before, most=left % room)[1])
+            # The only prompt there is: its last step is as short as its own tokens.
+            whole, rest = divmod(left, room)
+            end = at + whole * step + (_room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0)
         if prompt is own:
             start, first_token, delay = at, end, spent
             time = max(time, free_at) + spent  # held back, it lets the others pass
@@ -159,7 +161,8 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
             if delay and end > prompt_due >= state.prompt_s(left, before):
                 victim = max(victim, end - delay)
             time = at + spent
-        slots.give(end + outputs * decode)
+        slower += max(0.0, spent - left / room * decode)
+        slots.give(end + outputs * decode - slower)
         count += 1
         context += before + left
         tightest = min(tightest, prompt_pace)
@@ -177,8 +180,8 @@ class _Slots:
         self._ends: list[float] = []
         self._heaped = False
 
-    def take(self) -> float:
-        """The instant from which one more slot is free."""
+    def take(self, slower: float) -> float:
+        """The instant from which one more slot is free, when prompts have put off every end by `slower`."""
         if self._free > 0:
             self._free -= 1
             return 0.0
@@ -186,10 +189,10 @@ class _Slots:
             self._heaped = True
             self._ends += [row[0] * self._state.decode_s for row in self._state.kept]
             heapify(self._ends)
-        return heappop(self._ends) if self._ends else inf
+        return heappop(self._ends) + slower if self._ends else inf
 
     def give(self, at: float) -> None:
-        """A slot that is held from now on is free again at that instant."""
+        """A slot that is held from now on is free again at that instant, before what is yet to put it off."""
         if self._heaped:
             heappush(self._ends, at)
         else:

@@ -16,7 +16,7 @@ __all__ = ["OutputHistory"]
 class OutputHistory:
     """The lengths of the last `window` outputs of each tenant, of at most `tenants` tenants (least recently used)."""
 
-    def __init__(self, *, window: int = 256, tenants: int = 4096, enough: int = 20) -> None:
+    def __init__(self, *, window: int = 256, tenants: int = 4096, enough: int = 10) -> None:
         self._window, self._tenants, self._enough = window, tenants, enough
         self._recent: OrderedDict[str, tuple[deque[int], list[int]]] = OrderedDict()
 

@@ -7,8 +7,8 @@ over a floor, the time to read the weights once:
 
 A self-benchmark seeds it; every measured step refits it by recursive least squares on relative error, with a gain that
 does not die out. Beside the mean it keeps the recent ratios actual / predicted, and from them upper quantiles with the
-finite-sample correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds under
-drift too (adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission the upper quantile.
+finite-sample correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds
+under drift too (adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission the quantile.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
-    outputs_quantile: float = 0.8  # of a tenant's history, for what is still to come
+    outputs_quantile: float = 0.65  # of a tenant's history, for what is still to come
     retry_floor_s: float = 0.05
     jitter: float = 0.15
     load_time_s: float = 5.0  # until a worker for the model may be there
