@@ -6,12 +6,18 @@ and the chunk is the largest whose predicted step stays under it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import inf
 from typing import Protocol
 
+from policies.rows import Row
 from policies.step_time import Features, Ratios
 from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients
 
-__all__ = ["StepTime", "largest_chunk"]
+__all__ = ["StepTime", "largest_chunk", "tightest_pace_s"]
+
+#: A lead over the pace is lent to prompts over so many steps, as admission foresees it.
+LEND_STEPS = 32
 
 
 class StepTime(Protocol):
@@ -29,6 +35,24 @@ class StepTime(Protocol):
 
     def ratios(self) -> Ratios:
         """Quantiles of actual over predicted."""
+
+
+def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> float:
+    """The longest step that keeps the pace of every decoding row; inf if none was promised one.
+
+    A row that is ahead lends its lead (Niyama, SLOs-Serve); one that is behind must catch up until it ends. One that
+    not even an otherwise empty step would serve in time binds nobody: it would only make others late too.
+    """
+    tightest = inf
+    for row in rows:
+        if row.tpot_s is None:
+            continue
+        lead_s = row.lead_s(now)
+        steps = max(1, row.end - len(row.tokens))
+        allowed = row.tpot_s + lead_s / (min(LEND_STEPS, steps) if lead_s > 0 else steps)
+        if allowed < tightest and step_time.predict(1, 0.0, row.computed, 1) <= allowed:
+            tightest = allowed
+    return tightest
 
 
 def largest_chunk(

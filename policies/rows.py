@@ -19,7 +19,8 @@ from array import array
 from enum import IntEnum
 from math import inf
 
-from policies.vocabulary import Finish, Request, Step, unpack_tokens
+from policies.errors import WorkerMismatch
+from policies.vocabulary import Finish, Request, Step, StepDone, unpack_tokens
 
 __all__ = ["Flight", "Place", "Row"]
 
@@ -124,11 +125,17 @@ class Row:
         """Tokens to give to the model before it samples one that is not promised yet."""
         return self.end - self.left - self.computed - self.in_flight
 
+    def lead_s(self, now: float) -> float:
+        """How far its outputs are ahead of its pace: the time until the next one is due; negative: behind."""
+        if self.tpot_s is None or self.first_token_at is None:
+            return 0.0
+        return self.first_token_at + (self.generated - self.seen) * self.tpot_s - now
+
 
 class Flight:
     """A step that is planned but not acknowledged, with the rows that were in its slots then."""
 
-    __slots__ = ("attended", "context", "decodes", "predicted_s", "rows", "samples", "step", "tokens")
+    __slots__ = ("attended", "context", "decodes", "rows", "samples", "step", "tokens")
 
     def __init__(self, step: Step, rows: list[Row], samples: list[bool], decodes: int) -> None:
         self.step = step
@@ -138,4 +145,19 @@ class Flight:
         self.tokens = 0
         self.attended = 0.0
         self.context = 0
-        self.predicted_s = 0.0
+
+    def align(self, done: StepDone) -> tuple[list[int | None], list[int]]:
+        """Tokens and finishes in the order of the step's rows; None and 0 where a row is absent.
+
+        :raises WorkerMismatch: if there are results for slots that the step did not run.
+        """
+        at = {slot: i for i, slot in enumerate(done.slots)}
+        tokens: list[int | None] = [None] * len(self.rows)
+        finished = [0] * len(self.rows)
+        for row, slot in enumerate(self.step.slots):
+            i = at.pop(slot, None)
+            if i is not None:
+                tokens[row], finished[row] = done.tokens[i], done.finished[i]
+        if at:
+            raise WorkerMismatch(f"step {done.number}: results for slots {sorted(at)}, which it did not run")
+        return tokens, finished

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from policies import reports
 from policies.chunks import StepTime
 from policies.config import SchedulerConfig
 from policies.errors import StepRefused, Unservable, WorkerMismatch
-from policies.events import Event, Finished, FirstToken
+from policies.events import Event
 from policies.integrity import check_integrity
 from policies.kv import KvMemory
 from policies.order import WaitingQueue
@@ -28,7 +29,6 @@ from policies.vocabulary import (
     BLOCK_SIZE,
     Finish,
     Request,
-    RequestLoad,
     Step,
     StepDone,
     WorkerLoad,
@@ -37,8 +37,6 @@ from policies.vocabulary import (
 )
 
 __all__ = ["Live", "Scheduler"]
-
-_FOREVER = float("inf")
 
 
 class Live(NamedTuple):
@@ -182,7 +180,7 @@ class Scheduler:
         tokens: list[int | None] | list[int] = done.tokens
         finished = done.finished
         if done.slots != slots:
-            tokens, finished = _align(flight, done)
+            tokens, finished = flight.align(done)
         register = self._kv.register
         for row, token, finish in zip(flight.rows[:decodes], tokens, finished, strict=False):
             if row.stale or token is None:
@@ -213,12 +211,13 @@ class Scheduler:
         if token is not None:
             row.tokens.append(token)
             if row.first_token_at is None:
-                self._first_token(row, now)
+                row.first_token_at = now
+                self._events.append(reports.first_token(row, now))
         elif samples and row.place is not Place.over:
             raise WorkerMismatch(f"request {row.request.id}: an output was to be sampled, but none came")
         if row.place is Place.over:
             if not row.in_flight:
-                self._report(row, now)
+                self._events.append(reports.finished(row, now))
         elif finish or not (row.left or row.in_flight):
             self._end(row, Finish(finish or Finish.length), now)
 
@@ -228,24 +227,6 @@ class Scheduler:
             self._step_time.observe(features, done.duration_s)
 
     # Ends
-
-    def _first_token(self, row: Row, now: float) -> None:
-        request = row.request
-        row.first_token_at = now
-        late_s = None if row.deadline == _FOREVER else now - row.deadline
-        assert row.first_scheduled_at is not None
-        self._events.append(
-            FirstToken(
-                request.id,
-                request.attempt,
-                request.tenant,
-                request.gateway,
-                row.queued_at,
-                row.first_scheduled_at,
-                now,
-                late_s,
-            )
-        )
 
     def _end(self, row: Row, finish: Finish, now: float) -> None:
         """A row is over: give up everything it holds."""
@@ -262,27 +243,7 @@ class Scheduler:
         if self._rows.get(row.request.id) is row:
             del self._rows[row.request.id]
         if finish is not Finish.cancelled or not row.in_flight:
-            self._report(row, now)
-
-    def _report(self, row: Row, now: float) -> None:
-        request = row.request
-        self._events.append(
-            Finished(
-                request.id,
-                request.attempt,
-                request.tenant,
-                request.gateway,
-                row.finish,
-                row.prompt_tokens,
-                row.generated,
-                row.cached_tokens,
-                row.preemptions,
-                row.queued_at,
-                row.first_scheduled_at,
-                row.first_token_at,
-                now,
-            )
-        )
+            self._events.append(reports.finished(row, now))
 
     # Views
 
@@ -302,7 +263,7 @@ class Scheduler:
             ratios.p50,
             ratios.p90,
             ratios.p95,
-            [_request_load(row, now) for row in self._rows.values()],
+            [reports.request_load(row, now) for row in self._rows.values()],
         )
 
     def requests(self) -> list[Live]:
@@ -321,36 +282,3 @@ class Scheduler:
     def check_integrity(self) -> None:
         """:raises InvariantBroken: if the books do not agree with each other. O(rows + blocks)."""
         check_integrity(self._kv, self._running, self._waiting, self._rows.values(), self._flights)
-
-
-def _align(flight: Flight, done: StepDone) -> tuple[list[int | None], list[int]]:
-    """Tokens and finishes in the order of the step's rows; None and 0 where a row is absent."""
-    at = {slot: i for i, slot in enumerate(done.slots)}
-    tokens: list[int | None] = [None] * len(flight.rows)
-    finished = [0] * len(flight.rows)
-    for row, slot in enumerate(flight.step.slots):
-        i = at.pop(slot, None)
-        if i is not None:
-            tokens[row], finished[row] = done.tokens[i], done.finished[i]
-    if at:
-        raise WorkerMismatch(f"step {done.number}: results for slots {sorted(at)}, which it did not run")
-    return tokens, finished
-
-
-def _request_load(row: Row, now: float) -> RequestLoad:
-    waits_for_first = row.first_token_at is None
-    left = len(row.tokens) - row.saved if row.place is Place.waiting else max(1, row.behind)
-    lead_s = 0.0
-    if row.tpot_s is not None and row.first_token_at is not None:
-        lead_s = row.first_token_at + (row.generated - row.seen) * row.tpot_s - now
-    return RequestLoad(
-        row.request.id,
-        row.tier,
-        left,
-        row.computed,
-        row.generated,
-        row.end - len(row.tokens),
-        row.deadline - now if waits_for_first and row.deadline != _FOREVER else None,
-        row.tpot_s,
-        lead_s,
-    )
