@@ -40,6 +40,9 @@ __all__ = ["Authenticate", "create_app"]
 #: From the Authorization header to its principal. Raises Unauthorized. Must not block.
 Authenticate = Callable[[str | None], Principal]
 
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_GENERATE = frozenset((_CHAT, _COMPLETIONS))
+
 _Handler = Callable[[Exchange], Awaitable[None]]
 
 
@@ -100,6 +103,7 @@ class _Boundary:
         self._app = app
         self._settings = settings
         self._hooks = hooks
+        self._unobserved = NoHooks()  # probes and scrapes are nobody's requests
         self._under_way = 0
         self._log = structlog.get_logger("gateway")
 
@@ -107,7 +111,9 @@ class _Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, settings=self._settings, hooks=self._hooks)
+        observed = scope["method"] == "POST" and scope["path"] in _GENERATE
+        hooks = self._hooks if observed else self._unobserved
+        exchange = Exchange(scope, receive, send, settings=self._settings, hooks=hooks)
         scope["headgate.exchange"] = exchange
         outcome = "error"
         self._under_way += 1
@@ -127,11 +133,10 @@ class _Boundary:
                 raise Overloaded(
                     f"{self._settings.max_requests} requests are under way, the most that this gateway serves."
                 )
-            if len(exchange.scope["headers"]) > self._settings.max_headers:
+            count, limit = len(exchange.scope["headers"]), self._settings.max_headers
+            if count > limit:
                 raise ApiError(
-                    f"The request has {len(exchange.scope['headers'])} headers: at most {self._settings.max_headers} are taken.",
-                    status=431,
-                    code="too_many_headers",
+                    f"The request has {count} headers: at most {limit} are taken.", status=431, code="too_many_headers"
                 )
             await self._app(exchange.scope, receive, send)
         except ClientLeft:
@@ -206,7 +211,7 @@ class _Edge:
         }
         if self._metrics is not None:
             get["/metrics"] = self._expose
-        post: dict[str, _Handler] = {"/v1/chat/completions": self._chat, "/v1/completions": self._complete}
+        post: dict[str, _Handler] = {_CHAT: self._chat, _COMPLETIONS: self._complete}
         return [
             *(Route(path, _Endpoint(handler), methods=["POST"]) for path, handler in post.items()),
             *(Route(path, _Endpoint(handler), methods=["GET"]) for path, handler in get.items()),

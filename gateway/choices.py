@@ -19,7 +19,9 @@ __all__ = ["Choice", "ScoredToken"]
 
 @dataclass(slots=True)
 class ScoredToken:
-    """A token with its log-probability and the most likely ones at its position; `offset` in characters of the output."""
+    """A token with its log-probability and the most likely ones at its position; `offset` in characters of the
+    output.
+    """
 
     token: int
     logprob: float
@@ -116,7 +118,9 @@ class Choice:
         return text if self._stops.found is not None else text + self._stops.finish()
 
     def _release(self) -> None:
-        """The scores of the tokens that begin within the text that is shown; after the end those of a stop string are dropped."""
+        """The scores of the tokens that begin within the text that is shown; after the end those of a stop string are
+        dropped.
+        """
         if not self._scored:
             return
         whole = self.reason is not None and (self._stops is None or self._stops.found is None)

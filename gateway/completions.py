@@ -69,7 +69,7 @@ def _prompts(prompt: str | list[str | int | list[int]], model: ModelText) -> tup
     for tokens in lists:
         if len(tokens) >= model.max_context:
             raise ContextTooLong(
-                f"`prompt` has {len(tokens)} tokens; the context of {model.name} is {model.max_context}, output included.",
+                f"`prompt` has {len(tokens)} tokens, the context of {model.name} is {model.max_context}.",
                 param="prompt",
             )
         wrong = next((token for token in tokens if not 0 <= token < model.vocabulary_size), None)

@@ -34,7 +34,7 @@ _OURS = {"cache_salt", "request_id", "priority"}
 
 
 def nesting(body: bytes, limit: int) -> bool:
-    """Whether arrays and objects nest deeper than `limit`. Costs a few passes at memory speed, never one step a byte."""
+    """Whether arrays and objects nest deeper than `limit`, in a few passes at memory speed, never one step a byte."""
     if sum(map(body.count, _OPENING)) <= limit:
         return False
     text = body

@@ -1,6 +1,7 @@
 """What the edge answers when it cannot serve: one exception a row of the error table, all of them OpenAI-shaped.
 
-`ApiError` knows its status, its JSON body and whether coming back helps; nothing else in the gateway builds an error body.
+`ApiError` knows its status, its JSON body and whether coming back helps; nothing else in the gateway builds an error
+body.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ApiError(GatewayError):
         message: str,
         *,
         status: int = 400,
-        type: str = "invalid_request_error",
+        type: str = "invalid_request_error",  # noqa: A002 - the wire's word
         code: str | None = "invalid_value",
         param: str | None = None,
         retry_after_s: float | None = None,
@@ -132,7 +133,7 @@ class ModelNotFound(ApiError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"The model `{name[:100]}` does not exist or this key may not use it. GET /v1/models lists what it may use.",
+            f"The model `{name[:100]}` does not exist or this key may not use it: GET /v1/models lists what it may.",
             status=404,
             code="model_not_found",
             param="model",
@@ -164,7 +165,7 @@ class _Body(msgspec.Struct):
     error: _Detail
 
 
-def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:
+def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:  # noqa: A002
     """`{"error": {message, type, param, code}}`, as JSON."""
     return msgspec.json.encode(_Body(_Detail(message=message, type=type, param=param, code=code)))
 

@@ -1,5 +1,5 @@
-"""One HTTP request and its answer: reading the body within bounds, writing with the headers that every answer has, noticing that
-the client left.
+"""One HTTP request and its answer: reading the body within bounds, writing with the headers that every answer has,
+noticing that the client left.
 
 A server cancels nothing by itself when a client goes away, streaming or not; `until_left` does. Writes of a stream go
 through here one at a time, so that the comment lines which keep a silent stream alive never cut into an event.
@@ -32,8 +32,8 @@ _EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-# After an early answer the client is still sending: what it sends is thrown away for a while, since closing at once would reset the
-# connection before it has read why.
+# After an early answer the client is still sending: what it sends is thrown away for a while, since closing at once
+# would reset the connection before it has read why.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64 * 1024 * 1024
 
@@ -168,7 +168,7 @@ class Exchange:
             (b"x-request-id", self.id.encode()),
             (b"openai-processing-ms", b"%d" % (elapsed_s * 1000)),
             (b"x-headgate-overhead-ms", b"%.3f" % (max(elapsed_s - self.awaited_s, 0.0) * 1000)),
-            (b"traceparent", self.observer.traceparent.encode()),
+            *([(b"traceparent", self.observer.traceparent.encode())] if self.observer.traceparent else []),
             *decision_headers(self.decisions, self.deadline_ms),
         ]
 
@@ -182,16 +182,17 @@ class Exchange:
     async def fail(self, error: ApiError) -> None:
         """Answer with an error, or end a stream that has begun with an error event and no `[DONE]`."""
         self.error = error
+        if self._complete:
+            return  # too late to tell
         if self.status:
             await self.write(b"data: " + error.body() + b"\n\n", last=True)
             return
         if error.decision is not None:
             self.decisions = [error.decision]
         body = error.body()
-        closing = (b"connection", b"close") in error.headers
         headers = [*error.headers, *error.retry_headers(), (b"content-length", b"%d" % len(body))]
         await self._start(error.status, _JSON + headers)
-        if closing:
+        if isinstance(error, BodyTooLarge):
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             await self._linger()
             body = b""
@@ -237,14 +238,15 @@ class Exchange:
         """Every interval: a comment line where nothing was written, an end to readers that take nothing."""
         loop = asyncio.get_running_loop()
         silent_s = loop.time() - self._last_write
+        wait_s = self.settings.ping_interval_s - silent_s
         if self._lock.locked():
-            if silent_s >= self.settings.write_timeout_s:
+            wait_s = self.settings.write_timeout_s - silent_s
+            if wait_s <= 0.0:
                 self._leave()
                 return
         elif silent_s >= self.settings.ping_interval_s:
             self._ping = asyncio.create_task(self.write(_PING))
-            silent_s = 0.0
-        wait_s = self.settings.ping_interval_s - silent_s
+            wait_s = self.settings.ping_interval_s
         self._heartbeat = loop.call_later(max(wait_s, 0.05), self._beat)
 
     async def close(self) -> None:

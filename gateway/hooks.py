@@ -13,7 +13,7 @@ from actors.messages import Decision
 from observability.traceparent import parse_traceparent
 from policies.vocabulary import Request
 
-__all__ = ["NoHooks", "Hooks", "Observer"]
+__all__ = ["Hooks", "NoHooks", "Observer"]
 
 
 class Observer(Protocol):
@@ -41,19 +41,25 @@ class Observer(Protocol):
     def generated(
         self, request: Request, *, output_tokens: int, cached_tokens: int, tpot_s: float | None, finish: str
     ) -> None:
-        """One choice is over: `finish` is stop, length, cancelled or error. `tpot_s` is the mean over the later tokens."""
+        """One choice is over: `finish` is stop, length, cancelled or error. `tpot_s` is the mean over the later
+        tokens.
+        """
         ...
 
     def finished(self, *, status: int, outcome: str, seconds: float) -> None:
-        """The HTTP request is over. `outcome`: ok, refused, invalid, unauthorized, cancelled or error. Always called, once."""
+        """The HTTP request is over. `outcome`: ok, refused, invalid, unauthorized, cancelled or error. Always called,
+        once.
+        """
         ...
 
 
 class Hooks(Protocol):
-    """Makes the observer of each request."""
+    """Makes the observer of each request for a generation; probes, scrapes and lists of models have none."""
 
     def start(self, route: str, *, request_id: str, traceparent: str | None) -> Observer:
-        """`route` is the span's name, such as `POST /v1/chat/completions`; `traceparent` what the client sent, unchecked."""
+        """`route` is the span's name, such as `POST /v1/chat/completions`; `traceparent` what the client sent,
+        unchecked.
+        """
         ...
 
 
@@ -87,7 +93,7 @@ class _Silent:
 
 
 class NoHooks:
-    """Measures nothing; continues a valid trace context of the client with a span id of its own, unsampled otherwise."""
+    """Measures nothing; continues a valid trace context with a span id of its own, and samples no other."""
 
     def start(self, route: str, *, request_id: str, traceparent: str | None) -> Observer:
         parent = parse_traceparent(traceparent)

@@ -183,10 +183,11 @@ def _logit_bias(bias: dict[str, float], model: ModelText, settings: EdgeSettings
         raise BadRequest(
             f"`logit_bias` has {len(bias)} entries: at most {settings.max_logit_bias} are taken.", param="logit_bias"
         )
+    last = model.vocabulary_size - 1
     for token in bias:
-        if not (token.isascii() and token.isdigit()) or len(token) > 10 or int(token) >= model.vocabulary_size:
+        if not (token.isascii() and token.isdigit()) or len(token) > 10 or int(token) > last:
             raise BadRequest(
-                f'`logit_bias` has the key "{token[:40]}": keys must be token ids from 0 to {model.vocabulary_size - 1}.',
+                f'`logit_bias` has the key "{token[:40]}": keys must be token ids from 0 to {last}.',
                 param="logit_bias",
             )
     return tuple((int(token), _number("logit_bias", value, -100.0, 100.0, 0.0)) for token, value in bias.items())

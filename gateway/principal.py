@@ -13,8 +13,9 @@ __all__ = ["Principal"]
 class Principal:
     """The holder of a valid key.
 
-    `models` None means all of them. `tier_ceiling` names the best tier that this key may use, None that of the tenant's contract.
-    `salt` is the root of the tenant group's prefix hash chain: HMAC(server secret, group), never anything that a client sent.
+    `models` None means all of them. `tier_ceiling` names the best tier that this key may use, None that of the
+    tenant's contract. `salt` is the root of the tenant group's prefix hash chain: HMAC(server secret, group), never
+    anything that a client sent.
     """
 
     key_id: str

@@ -1,7 +1,7 @@
 """From a checked request to its answer, streamed or whole: what both endpoints share.
 
-All choices are admitted, or none. A stream's 200 is sent only then, so that a refusal is a real 429 or 503. However it ends (a stop
-string, a failure, a client that left), every generation is closed.
+All choices are admitted, or none. A stream's 200 is sent only then, so that a refusal is a real 429 or 503. However
+it ends (a stop string, a failure, a client that left), every generation is closed.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Server:
         try:
             await _together([admit(request) for request in wanted])
         except BaseException as error:
-            await asyncio.gather(*(generation.close() for generation in generations))
+            await _all_ended([generation.close() for generation in generations])
             if isinstance(error, Refused):
                 raise refusal(error.decision) from error
             raise
@@ -232,7 +232,7 @@ class _Run:
 
     async def close(self) -> None:
         """End all of them, over or not."""
-        await asyncio.gather(*(self._close_one(index) for index in range(len(self._choices))))
+        await _all_ended([self._close_one(index) for index in range(len(self._choices))])
 
     async def _close_one(self, index: int) -> None:
         if index in self._closed:
@@ -250,6 +250,13 @@ class _Run:
             finish=choice.finish.name,
         )
         await generation.close(choice.finish)
+
+
+async def _all_ended(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Let every one of them run to its end, then raise the first failure."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _together(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -1,7 +1,7 @@
 """How an answer is written: the part in which the two endpoints differ.
 
-A chunk of a stream is a fixed prefix and suffix around the text, encoded once a choice, because a structure encoded anew costs five
-times as much a token.
+A chunk of a stream is a fixed prefix and suffix around the text, encoded once a choice, because a structure encoded
+anew costs five times as much a token.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Wire(Protocol):
 
 
 class Frame:
-    """The constant parts of one choice's text events: `head` text `tail`, or `head` text `scored` logprobs `scored_tail`."""
+    """The constant parts of one choice's text events: `head` text `tail`, or `head` text `scored` logprobs
+    `scored_tail`.
+    """
 
     __slots__ = ("_encode", "_head", "_plain_tail", "_scored_tail", "_seam")
 

@@ -5,8 +5,8 @@ options and helpers that the models' authors tested with: `trim_blocks`, `lstrip
 without HTML escapes, `raise_exception`, `strftime_now`.
 
 What a user writes never becomes a control token. Where a message spells one (`<|im_end|>`), a noncharacter is put into
-the spelling before rendering, and `render` returns the text cut at those places; its parts are tokenised one by one, and none of them
-contains the control token. A text that spells none, which is nearly every one, comes back whole.
+the spelling before rendering, and `render` returns the text cut at those places; its parts are tokenised one by one,
+and none of them contains the control token. A text that spells none, which is nearly every one, comes back whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from gateway.errors import GatewayError, ModelTextError
 
 __all__ = ["ChatTemplate", "TemplateFailed"]
 
-#: Unicode's noncharacters for internal use: they mean nothing in any text, so one that the messages lack marks the cuts.
+#: Unicode's noncharacters for internal use: they mean nothing in any text, so one that the messages lack marks the
+#: cuts.
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
@@ -47,8 +48,8 @@ def _strftime_now(pattern: str) -> str:
 class ChatTemplate:
     """One model's template. Rendering is thread-safe.
 
-    `variables` are the special tokens that templates name (`bos_token`, `eos_token`, …); `control` are the spellings that only
-    the template may write.
+    `variables` are the special tokens that templates name (`bos_token`, `eos_token`, …); `control` are the spellings
+    that only the template may write.
 
     :raises ModelTextError: the source is not a template.
     """

@@ -2,11 +2,12 @@
 
 Two ways, chosen once per model from its decoder:
 
-- A byte-level vocabulary gives each token as bytes, so the stream is an incremental UTF-8 decoder over a table: exact for any split,
-  and a fraction of a microsecond a token.
-- Any other decoder (byte fallback, word pieces) is asked to decode a short window: the tokens since the last point where the
-  text was complete, with the ones before it as context. Prefix and read offsets move on, so a token costs the same
-  anywhere in the text. The scheme is that of text-generation-inference and vLLM, with the window bounded here.
+- A byte-level vocabulary gives each token as bytes, so the stream is an incremental UTF-8 decoder over a table: exact
+  for any split, and a fraction of a microsecond a token.
+- Any other decoder (byte fallback, word pieces) is asked to decode a short window: the tokens since the last point
+  where the text was complete, with the ones before it as context. Prefix and read offsets move on, so a token costs
+  the same anywhere in the text. The scheme is that of text-generation-inference and vLLM, with the window bounded
+  here.
 """
 
 from __future__ import annotations

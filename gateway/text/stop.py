@@ -1,7 +1,7 @@
 """Stop strings in a stream of text whose pieces end anywhere.
 
-Text is withheld only while it may be the beginning of a stop string. Where several match, the one that ends first counts
-(of those the longest), so the result does not depend on how the text was cut.
+Text is withheld only while it may be the beginning of a stop string. Where several match, the one that ends first
+counts (of those the longest), so the result does not depend on how the text was cut.
 """
 
 from __future__ import annotations

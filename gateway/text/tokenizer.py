@@ -1,4 +1,4 @@
-"""The text side of a model: what a directory in Hugging Face format says about characters, and nothing about weights."""
+"""The text side of a model: what a Hugging Face directory says about characters, and nothing about weights."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ class ModelText:
         self._table: ByteTable | None = None
         if _is_byte_level(tokenizer):
             self._table = byte_table(tokenizer, self._special)
-            self.longest_token_bytes = max(map(len, self._table))
-        else:
-            self.longest_token_bytes = max(len(token.encode()) for token in vocabulary)
+        spelled = [token.encode() for token in vocabulary] if self._table is None else self._table
+        self.longest_token_bytes = max(len(token) for token in (*spelled, *(text.encode() for text in control)))
         self.template = ChatTemplate(template, variables=variables or {}, control=control) if template else None
 
     def check_length(self, texts: Sequence[str], *, param: str) -> None:
@@ -67,7 +66,8 @@ class ModelText:
         size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
         if size > limit:
             raise ContextTooLong(
-                f"`{param}` has {size} bytes; the context of {self.name} is {self.max_context} tokens, which is at most {limit} bytes.",
+                f"`{param}` has {size} bytes; the context of {self.name} is {self.max_context} tokens, "
+                f"which is {limit} bytes at most.",
                 param=param,
             )
 
@@ -103,7 +103,8 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
 def load_model_text(directory: Path | str, *, name: str | None = None, max_context: int | None = None) -> ModelText:
     """Read tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json and generation_config.json.
 
-    `name` defaults to the directory's. `max_context` is what the worker serves, if that is less than the configuration says.
+    `name` defaults to the directory's. `max_context` is what the worker serves, if that is less than the
+    configuration says.
 
     :raises ModelTextError: a file is missing or malformed.
     """

@@ -71,6 +71,7 @@ class FakeGeneration:
         self.closed = asyncio.Event()
         self.delivered = 0
         self._wake = asyncio.Event()
+        self._progress = asyncio.Condition()
         self._tokens: list[int] = []
         self._logprobs: list[list[tuple[int, float]]] = []
         self._finish = Finish.none
@@ -102,12 +103,21 @@ class FakeGeneration:
             delivery = Delivery(self._tokens, self._finish, self._logprobs)
             self._tokens, self._logprobs = [], []
             self.delivered += 1
+            async with self._progress:
+                self._progress.notify_all()
             yield delivery
             if delivery.finish is not Finish.none:
                 return
 
+    async def read_after(self, delivered: int) -> None:
+        """Until the reader has taken more than `delivered` deliveries, or is gone."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self.delivered > delivered or bool(self.closed_with))
+
     async def close(self, finish: Finish = Finish.cancelled) -> None:
         self.closed_with.append(finish)
+        async with self._progress:
+            self._progress.notify_all()
         self.closed.set()
 
 
@@ -127,7 +137,14 @@ class FakeFrontend:
     generations: list[FakeGeneration] = field(default_factory=list)
     withdrawn: list[str] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    admitted: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event | None = None  # admission waits for it
+    _withdrawal: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def all_withdrawn(self, count: int) -> None:
+        """Until `count` calls of admit were cancelled."""
+        async with self._withdrawal:
+            await self._withdrawal.wait_for(lambda: len(self.withdrawn) == count)
 
     async def admit(self, request: Request, *, key: str, patience_s: float, retries: int = 0) -> Generation:
         self.requests.append(request)
@@ -138,12 +155,15 @@ class FakeFrontend:
                 await self.gate.wait()
         except asyncio.CancelledError:
             self.withdrawn.append(request.id)
+            async with self._withdrawal:
+                self._withdrawal.notify_all()
             raise
         decision = self.decide(request)
         if decision.outcome == "refused":
             raise Refused(decision)
         generation = FakeGeneration(request, decision, self.cached_tokens)
         self.generations.append(generation)
+        self.admitted.set()
         self.script(generation)
         return generation
 
@@ -162,15 +182,15 @@ def saying(model: ModelText, text: str, *, finish: Finish = Finish.stop, at_once
 
     def script(generation: FakeGeneration) -> None:
         tokens = model.encode([text], add_special_tokens=False)
-        tokens = tokens + [1] if finish is Finish.stop else tokens
+        tokens = [*tokens, 1] if finish is Finish.stop else tokens
 
         async def feed() -> None:
             for start in range(0, len(tokens), at_once):
                 over = start + at_once >= len(tokens)
                 generation.give(tokens[start : start + at_once], finish if over else Finish.none)
                 before = generation.delivered
-                while generation.delivered == before and not over and not generation.closed_with:
-                    await asyncio.sleep(0)
+                if not over:
+                    await generation.read_after(before)
 
         feeding.append(asyncio.ensure_future(feed()))
 

@@ -1,0 +1,115 @@
+"""The contract of a request: the tenant's within the key's ceiling, or looser, never better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from edge_support import principal, small_model
+
+from gateway.errors import BadRequest
+from gateway.openai import ChatRequest
+from gateway.parameters import Parameters, check, requests
+from gateway.principal import Principal
+from gateway.settings import EdgeSettings
+from policies.vocabulary import Tier
+
+MODEL = small_model()
+SETTINGS = EdgeSettings()
+
+
+def checked(holder: Principal, **fields: object) -> Parameters:
+    """The parameters of a chat request with these fields."""
+    body = msgspec.convert(
+        {"model": "demo", "messages": [{"role": "user", "content": "x"}], **fields}, type=ChatRequest
+    )
+    return check(body, max_tokens=("max_tokens", None), logprobs=-1, model=MODEL, principal=holder, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("contract", "ceiling", "asked", "tier"),
+    [
+        ("default", None, None, Tier.default),
+        ("default", None, "auto", Tier.default),
+        ("default", None, "flex", Tier.flex),
+        ("default", None, "priority", None),
+        ("priority", None, "auto", Tier.priority),
+        ("priority", None, "default", Tier.default),
+        ("priority", "default", "auto", Tier.default),
+        ("priority", "default", "priority", None),
+        ("flex", "priority", "auto", Tier.flex),
+        ("flex", None, "default", None),
+    ],
+)
+def test_the_tier_is_the_contracts_within_the_keys_or_looser(
+    contract: str, ceiling: str | None, asked: str | None, tier: Tier | None
+) -> None:
+    """Both bound it; a better one is a 400, not a silent change."""
+    holder = replace(principal(tier=contract), tier_ceiling=ceiling)
+    if tier is None:
+        with pytest.raises(BadRequest, match="service_tier"):
+            checked(holder, service_tier=asked)
+    else:
+        assert checked(holder, service_tier=asked).tier is tier
+
+
+def test_flex_has_no_contract() -> None:
+    """Loosening to flex gives up both promises."""
+    parameters = checked(principal(ttft_ms=500.0, tpot_ms=50.0), service_tier="flex")
+    assert (parameters.ttft_ms, parameters.tpot_ms) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (500.0, None)),
+        ({"ttft_ms": 500}, (500.0, None)),
+        ({"ttft_ms": 900.5}, (900.5, None)),
+        ({"ttft_ms": 499}, None),
+        ({"tpot_ms": 100}, None),
+    ],
+)
+def test_times_are_the_contracts_or_looser(asked: dict[str, float], expected: tuple[float, None] | None) -> None:
+    """A shorter time than the contract's, or one that it does not promise at all, is a 400."""
+    holder = principal(ttft_ms=500.0)
+    if expected is None:
+        with pytest.raises(BadRequest, match="but the contract promises"):
+            checked(holder, headgate=asked)
+    else:
+        parameters = checked(holder, headgate=asked)
+        assert (parameters.ttft_ms, parameters.tpot_ms) == expected
+
+
+def test_the_deadline_is_what_is_left_of_it() -> None:
+    """Time that the gateway has used is gone; never less than nothing is left."""
+    holder = principal(ttft_ms=500.0)
+    parameters = checked(holder)
+    for elapsed_s, left_s in ((0.1, 0.4), (0.7, 0.0)):
+        made = requests(
+            parameters,
+            [[5]],
+            id="req-1",
+            model=MODEL,
+            principal=holder,
+            settings=SETTINGS,
+            elapsed_s=elapsed_s,
+            traceparent="",
+            param="messages",
+        )
+        assert made[0].ttft_s == pytest.approx(left_s)
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    """Two requests without a seed differ, and a seed stays in the engine's range."""
+    holder = principal()
+    assert checked(holder).sampling.seed != checked(holder).sampling.seed
+    assert 0 <= checked(holder, seed=-(2**63)).sampling.seed < 2**63
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"])
+def test_no_number_that_is_not_one_gets_through(name: str, value: float) -> None:
+    """JSON has no NaN, but nothing relies on that."""
+    with pytest.raises(BadRequest, match=name):
+        checked(principal(), **{name: value})
