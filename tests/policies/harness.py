@@ -50,9 +50,7 @@ class FixedStepTime:
 def worker_spec(
     *, blocks: int = 64, host_blocks: int = 0, slots: int = 8, tokens_per_step: int = 64, max_context: int = 512
 ) -> WorkerSpec:
-    return WorkerSpec(
-        "m", "mock", blocks, host_blocks, 1000, slots, tokens_per_step, max_context, 1e6, COEFFICIENTS
-    )
+    return WorkerSpec("m", "mock", blocks, host_blocks, 1000, slots, tokens_per_step, max_context, 1e6, COEFFICIENTS)
 
 
 def make_request(
