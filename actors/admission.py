@@ -200,7 +200,7 @@ class AdmissionActor(Actor):
         if isinstance(verdict, rules.Refuse):
             return self._refused(
                 request,
-                _explain(verdict),
+                _explain(verdict, candidate),
                 verdict.reason,
                 measured=verdict.measured,
                 threshold=verdict.threshold,
@@ -408,7 +408,7 @@ class AdmissionActor(Actor):
             return Decision(
                 outcome="refused",
                 reason=verdict.reason.value,
-                message=_explain(verdict),
+                message=_explain(verdict, candidate),
                 measured=verdict.measured,
                 threshold=verdict.threshold,
                 retry_after_s=verdict.retry_after_s,
@@ -507,16 +507,19 @@ def _on_terms(request: Request, verdict: rules.Admit) -> Request:
     return msgspec.structs.replace(request, tier=verdict.tier, ttft_s=verdict.ttft_s, tpot_s=verdict.tpot_s)
 
 
-def _explain(refusal: rules.Refuse) -> str:
+def _explain(refusal: rules.Refuse, candidate: rules.Candidate) -> str:
     """For the client: the measured value and the threshold, in words."""
-    what = {
-        Reason.ttft_unattainable: "the first token would come after {m:.3f} s, the contract allows {t:.3f} s",
+    promised = candidate.ttft_s is not None and candidate.committed and candidate.tier != Tier.flex
+    words = {
+        Reason.ttft_unattainable: "the first token would come after {m:.3f} s, the contract allows {t:.3f} s"
+        if promised
+        else "it would have to wait {m:.2f} s to start, it may wait {t:.2f} s",
         Reason.tpot_unattainable: "tokens would come every {m:.4f} s, the tightest contract allows {t:.4f} s",
         Reason.kv_exhausted: "the KV cache would peak at {m:.0f} blocks, {t:.0f} may be used",
         Reason.deadline_exceeded: "it waited {m:.2f} s of {t:.2f} s and can no longer start in time",
         Reason.no_worker: "no worker serves this model now",
     }.get(refusal.reason, "{m:g} against {t:g}")
-    return what.format(m=refusal.measured, t=refusal.threshold)
+    return words.format(m=refusal.measured, t=refusal.threshold)
 
 
 def _utc_day() -> int:

@@ -23,6 +23,10 @@ from policies.vocabulary import Step
 
 __all__ = ["DeviceThread"]
 
+#: How often a thread that waits for work looks whether the step on the device is done.
+_POLL_S = 0.0002
+_END = object()
+
 
 class DeviceThread:
     """Runs steps and resets in the order of their submission.
@@ -40,7 +44,7 @@ class DeviceThread:
         self._engine = engine
         self._on_result = on_result
         self._on_failure = on_failure
-        self._work: queue.SimpleQueue[Step | asyncio.Future[None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
@@ -57,7 +61,7 @@ class DeviceThread:
 
     async def close(self) -> None:
         """Finish what is queued and end the thread."""
-        self._work.put(None)
+        self._work.put(_END)
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
@@ -69,35 +73,29 @@ class DeviceThread:
     def _serve(self) -> None:
         launched: deque[Any] = deque()
         while True:
-            work = self._next(wait=not launched)
+            work = self._next(launched)
             if isinstance(work, Step):
                 launched.append(self._engine.launch(work))
-                if self._engine.asynchronous and len(launched) < self.DEPTH:
-                    continue
-            if launched:
+                continue
+            while launched and (work is not None or len(launched) >= self.DEPTH or self._engine.is_done(launched[0])):
                 self._post(self._on_result, self._engine.collect(launched.popleft()))
             if isinstance(work, asyncio.Future):
-                while launched:
-                    self._post(self._on_result, self._engine.collect(launched.popleft()))
                 self._engine.reset()
                 self._post(work.set_result, None)
-            elif work is None and not launched and self._closing:
+            elif work is _END:
                 return
 
-    _closing = False
-
-    def _next(self, *, wait: bool) -> Step | asyncio.Future[None] | None:
-        """The next piece of work; without `wait`, None where there is none right now."""
+    def _next(self, launched: deque[Any]) -> object | None:
+        """The next piece of work. None: collect first, since the pipeline is full or its oldest step is done."""
+        if len(launched) >= self.DEPTH or (launched and not self._engine.asynchronous):
+            return None
         try:
-            work = self._work.get(block=wait)
+            return self._work.get(timeout=_POLL_S if launched else None)
         except queue.Empty:
             return None
-        if work is None:
-            self._closing = True
-        return work
 
     def _post(self, callback: Callable[[Any], object], argument: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, argument)
         except RuntimeError:  # the loop is closed: the process ends
-            self._closing = True
+            return

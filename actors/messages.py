@@ -57,7 +57,8 @@ __all__ = [
     "Whereabouts",
 ]
 
-# --- gateway → admission ----------------------------------------------------------------------------------------------
+# --- gateway → admission
+# ----------------------------------------------------------------------------------------------
 
 
 class Admit(Message, frozen=True, tag="admit"):
@@ -137,7 +138,8 @@ class Live(Message, frozen=True, tag="live"):
     tokens: list[int]  # reserved: prompt + max_tokens
 
 
-# --- gateway, admission → scheduler -----------------------------------------------------------------------------------
+# --- gateway, admission → scheduler
+# -----------------------------------------------------------------------------------
 
 
 class Submit(Message, frozen=True, tag="submit"):
@@ -190,7 +192,8 @@ class HandBack(Message, frozen=True, tag="hand-back"):
     errors: list[str]
 
 
-# --- scheduler ↔ worker -----------------------------------------------------------------------------------------------
+# --- scheduler ↔ worker
+# -----------------------------------------------------------------------------------------------
 
 
 class Attach(Message, frozen=True, tag="attach"):
@@ -226,13 +229,16 @@ class StepRefused(Message, frozen=True, tag="step-refused"):
     wanted: int
 
 
-# --- worker → gateway -------------------------------------------------------------------------------------------------
+# --- worker → gateway
+# -------------------------------------------------------------------------------------------------
 
 
 class Tokens(Message, frozen=True, tag="tokens"):
     """All tokens of one step for one gateway. Entry i: `requests[i]` in its `attempts[i]` got output `indices[i]`.
 
-    `finished[i]` is a `policies.vocabulary.Finish`. `logprobs` maps i to [(token id, logprob), …]: the chosen one
+    `finished[i]` is a `policies.vocabulary.Finish`. `cached` maps i, at the first output of an attempt, to the
+    prompt tokens that were
+    found in the cache. `logprobs` maps i to [(token id, logprob), …]: the chosen one
     first, then the
     most likely, only for requests that asked.
     """
@@ -244,9 +250,11 @@ class Tokens(Message, frozen=True, tag="tokens"):
     tokens: list[int]
     finished: list[int]
     logprobs: dict[int, list[tuple[int, float]]]
+    cached: dict[int, int]
 
 
-# --- bus (heartbeats are the runtime's own: actors/runtime/heartbeat.py) ----------------------------------------------
+# --- bus (heartbeats are the runtime's own: actors/runtime/heartbeat.py)
+# ----------------------------------------------
 
 
 class Load(Message, frozen=True, tag="load"):
@@ -257,7 +265,8 @@ class Load(Message, frozen=True, tag="load"):
     unplaced: int = 0  # requests that wait for any worker
 
 
-# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost -----------------------------------------------
+# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost
+# -----------------------------------------------
 
 
 class UsageOpened(Message, frozen=True, tag="usage-opened"):
@@ -293,7 +302,8 @@ class Exposition(Message, frozen=True, tag="exposition"):
     text: bytes
 
 
-# --- gateway → ledger -------------------------------------------------------------------------------------------------
+# --- gateway → ledger
+# -------------------------------------------------------------------------------------------------
 
 
 class UsageQuery(Message, frozen=True, tag="usage-query"):

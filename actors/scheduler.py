@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
-from policies.placement import place
 
 from actors.messages import (
     Accepted,
@@ -41,6 +40,7 @@ from observability.tracing import Tracing
 from policies.config import SchedulerConfig
 from policies.errors import PolicyError, Unservable
 from policies.events import Event, Finished, Preempted, Scheduled
+from policies.placement import place
 from policies.vocabulary import Request
 
 __all__ = ["SchedulerActor"]

@@ -18,7 +18,7 @@ import structlog
 
 from actors.device_thread import DeviceThread
 from actors.messages import Attach, Attached, RunStep, Stepped, StepRefused, Tokens
-from actors.runtime import Actor, Context, Node, handles, heartbeat
+from actors.runtime import Actor, Context, Lease, Node, handles, heartbeat
 from gpu_worker.engine import Engine, SampledRows, StepResult
 from observability.metrics import WorkerMetrics
 from observability.tracing import Tracing
@@ -67,6 +67,7 @@ class Worker(Actor):
         self._scheduler = ""
 
     async def on_start(self, node: Node) -> None:
+        await self.hold(Lease(node, node.name, node.name))
         self._device = DeviceThread(self._engine, on_result=self._report, on_failure=self._on_failure)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._engine.spec.model})
 
@@ -107,7 +108,7 @@ class Worker(Actor):
         if not self._session:
             return
         self._metrics.step(result.done.duration_s)
-        for gateway, tokens in _by_gateway(result.done.number, result.rows).items():
+        for gateway, tokens in self._by_gateway(result.done.number, result.rows).items():
             self.node.tell_soon(f"gateway.{gateway}", tokens)
         stepped = Stepped(session=self._session, done=result.done)
         self._results[result.done.number] = stepped
@@ -120,6 +121,28 @@ class Worker(Actor):
                 trace.outputs += 1
                 if finish != Finish.none:
                     self._record(self._rows.pop(slot), Finish(finish))
+
+    def _by_gateway(self, step: int, rows: SampledRows) -> dict[str, Tokens]:
+        """One message per gateway that has a row in this step."""
+        split: dict[str, Tokens] = {}
+        for i, gateway in enumerate(rows.gateways):
+            tokens = split.get(gateway)
+            if tokens is None:
+                tokens = split[gateway] = Tokens(
+                    step=step, requests=[], attempts=[], indices=[], tokens=[], finished=[], logprobs={}, cached={}
+                )
+            logprobs = rows.logprobs[i]
+            if logprobs is not None:
+                tokens.logprobs[len(tokens.requests)] = logprobs
+            entered = self._rows.get(rows.slots[i])
+            if entered is not None and not entered.outputs and entered.row.computed:
+                tokens.cached[len(tokens.requests)] = min(entered.row.computed, entered.row.prompt_tokens)
+            tokens.requests.append(rows.requests[i])
+            tokens.attempts.append(rows.attempts[i])
+            tokens.indices.append(rows.indices[i])
+            tokens.tokens.append(rows.tokens[i])
+            tokens.finished.append(rows.finished[i])
+        return split
 
     def _record(self, trace: _RowTrace, finish: Finish) -> None:
         self._tracing.record(
@@ -139,23 +162,3 @@ class Worker(Actor):
                 "headgate.worker": self.node.instance,
             },
         )
-
-
-def _by_gateway(step: int, rows: SampledRows) -> dict[str, Tokens]:
-    """One message per gateway that has a row in this step."""
-    split: dict[str, Tokens] = {}
-    for i, gateway in enumerate(rows.gateways):
-        tokens = split.get(gateway)
-        if tokens is None:
-            tokens = split[gateway] = Tokens(
-                step=step, requests=[], attempts=[], indices=[], tokens=[], finished=[], logprobs={}
-            )
-        logprobs = rows.logprobs[i]
-        if logprobs is not None:
-            tokens.logprobs[len(tokens.requests)] = logprobs
-        tokens.requests.append(rows.requests[i])
-        tokens.attempts.append(rows.attempts[i])
-        tokens.indices.append(rows.indices[i])
-        tokens.tokens.append(rows.tokens[i])
-        tokens.finished.append(rows.finished[i])
-    return split

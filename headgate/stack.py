@@ -155,7 +155,7 @@ async def _follow(node: Node, supervisor: Supervisor, progress: Progress) -> Non
             info = alive.info
             state = str(info.get("state", "ready"))
             supervisor.heard(role, alive.instance, pid=int(info.get("pid", 0)), epoch=alive.epoch, state=state)
-            if "loaded" in info and not progress.finished or alive.instance in bars:
+            if ("loaded" in info and not progress.finished) or alive.instance in bars:
                 if alive.instance not in bars:
                     bars[alive.instance] = progress.add_task(f"loading weights of {role} {alive.instance}", total=1.0)
                 progress.update(bars[alive.instance], completed=float(info.get("loaded", 1.0)))

@@ -95,6 +95,11 @@ class DeathWatch:
         silent = [peer for peer in self.living.values() if now_s - peer.last_heard_s >= self._silence_s]
         return [self._bury(peer, "missed") for peer in silent]
 
+    def forgive(self, now_s: float) -> None:
+        """Count the silence of everybody from now on: it was ours, there was no connection to hear them by."""
+        for peer in self.living.values():
+            peer.last_heard_s = now_s
+
     def _bury(self, peer: Peer, reason: str) -> Death:
         del self.living[peer.instance]
         if peer.epoch:
@@ -138,6 +143,8 @@ class Watch:
 
         async def check() -> None:
             now_s = node.clock()
+            if not node.transport.is_connected:
+                self._watch.forgive(now_s)
             # After a pause of our own (a stall, SIGSTOP) heartbeats wait unread: give them one turn before counting.
             if now_s - self._checked_s < 3 * self._interval_s:
                 for death in self._watch.check(now_s):

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 #: How often a watch is checked against the stream.
 RECONCILE_S = 2.0
+#: JetStream's error codes for "wrong last sequence".
+_WRONG_REVISION = (10071, 10164)
 _BUCKET_BYTES = 64 * 1024 * 1024
 
 
@@ -57,9 +59,11 @@ async def _guarded(transport: NatsTransport, name: str, operation: Awaitable[T])
         raise StoreUnavailable(f"JetStream did not answer for {name!r} in {transport.store_timeout_s} s") from None
     except (nats_errors.ConnectionClosedError, nats_errors.OutboundBufferLimitError, OSError) as error:
         raise StoreUnavailable(f"no connection to JetStream for {name!r}: {error!r}") from None
-    except js_errors.NotFoundError:
+    except (js_errors.NotFoundError, js_errors.KeyNotFoundError, js_errors.NoKeysError):
         raise
     except js_errors.APIError as error:
+        if isinstance(error, js_errors.KeyWrongLastSequenceError) or error.err_code in _WRONG_REVISION:
+            raise Conflict(f"{name}: {error.description}") from None
         raise StoreUnavailable(f"JetStream refused for {name!r}: {error.description}") from error
     finally:
         transport.off_forbidden(forbidden)
@@ -70,7 +74,7 @@ async def open_bucket(transport: NatsTransport, name: str) -> NatsBucket:
     js = transport.js
     try:
         store = await _guarded(transport, name, js.key_value(name))
-    except js_errors.NotFoundError:
+    except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
         config = api.KeyValueConfig(
             bucket=name, history=1, storage=api.StorageType.FILE, max_bytes=_BUCKET_BYTES, direct=True
         )
@@ -122,10 +126,7 @@ class NatsBucket:
         return int(info.state.last_seq)
 
     async def _do(self, operation: Awaitable[T]) -> T:
-        try:
-            return await _guarded(self._transport, self._name, operation)
-        except js_errors.KeyWrongLastSequenceError as error:
-            raise Conflict(f"{self._name}: {error}") from None
+        return await _guarded(self._transport, self._name, operation)
 
 
 class BucketWatch:
@@ -139,24 +140,31 @@ class BucketWatch:
         self._seen = 0
         self._stale = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watcher: Any = None
 
     async def start(self) -> None:
         """Tell everything there is, then follow."""
-        self._bucket._transport.on_reconnect(self._stale.set)
+        self._bucket._transport.on_reconnect(self._reconnected)
         try:
-            watcher = await self._snapshot()
+            self._watcher = await self._snapshot()
         except BaseException:
-            self._bucket._transport.off_reconnect(self._stale.set)
+            self._bucket._transport.off_reconnect(self._reconnected)
             raise
-        self._task = asyncio.create_task(self._follow(watcher))
+        self._task = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
         """Stop following."""
-        self._bucket._transport.off_reconnect(self._stale.set)
+        self._bucket._transport.off_reconnect(self._reconnected)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+
+    def _reconnected(self) -> None:
+        self._stale.set()
+        if self._watcher is not None:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._watcher._updates.put_nowait(None)  # wakes up whoever reads
 
     async def _snapshot(self) -> Any:
         """Make a watcher and take in everything present, so that what was missed is told."""
@@ -196,43 +204,42 @@ class BucketWatch:
         except Exception:
             self._bucket._transport._log.exception("a watch callback raised", bucket=self._bucket._name, key=key)
 
-    async def _follow(self, watcher: Any) -> None:
+    async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
                 try:
-                    if watcher is None or self._stale.is_set():
+                    if self._watcher is None or self._stale.is_set():
                         self._stale.clear()
-                        if watcher is not None:
-                            await self._stop(watcher)
-                            watcher = None
-                        watcher = await self._snapshot()
-                    await self._read(watcher, until_s=loop.time() + RECONCILE_S)
+                        await self._stop()
+                        self._watcher = await self._snapshot()
+                    await self._read(until_s=loop.time() + RECONCILE_S)
                     if not self._stale.is_set() and await self._bucket.last_revision() > self._seen:
                         # A write is older than the stream's answer, so it should be here, unless it is just under way.
-                        await self._read(watcher, until_s=loop.time() + 0.1)
+                        await self._read(until_s=loop.time() + 0.1)
                         if await self._bucket.last_revision() > self._seen:
                             self._stale.set()
                 except (StoreUnavailable, Disconnected, js_errors.Error, nats_errors.Error):
                     self._stale.set()
                     await asyncio.sleep(0.2)
         finally:
-            if watcher is not None:
-                await self._stop(watcher)
+            await self._stop()
 
-    async def _read(self, watcher: Any, *, until_s: float) -> None:
+    async def _read(self, *, until_s: float) -> None:
         """Take in what comes until that time, or until the watch is known to be stale."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until_s):
                 while not self._stale.is_set():
-                    entry = await watcher._updates.get()
+                    entry = await self._watcher._updates.get()
                     if isinstance(entry, KeyValue.Entry):
                         self._take(entry)
 
-    async def _stop(self, watcher: Any) -> None:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(1.0):
-                await watcher.stop()
+    async def _stop(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(1.0):
+                    await watcher.stop()
 
 
 async def ensure_stream(
@@ -242,7 +249,7 @@ async def ensure_stream(
     js = transport.js
     try:
         await _guarded(transport, name, js.stream_info(name))
-    except js_errors.NotFoundError:
+    except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
         config = api.StreamConfig(
             name=name,
             subjects=subjects,
@@ -278,7 +285,7 @@ async def consume(
         try:
             try:
                 await _guarded(transport, stream, js.consumer_info(stream, durable))
-            except js_errors.NotFoundError:
+            except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
                 await _guarded(transport, stream, js.add_consumer(stream, config))
             pull = await _guarded(transport, stream, js.pull_subscribe_bind(consumer=durable, stream=stream))
             break

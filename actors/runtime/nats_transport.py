@@ -2,6 +2,7 @@
 
 Each of these was reproduced against a real server, and has a test:
 
+- A flush that is cancelled or times out kills the reading task when its pong comes: we ping ourselves.
 - A message the server finds too large closes the client for good: the size is checked before.
 - `publish` swallows cancellation while it waits for a full buffer: it is noticed and raised again.
 - `close` raises when it meets a reconnection: it is bounded and silenced.
@@ -87,6 +88,7 @@ class NatsTransport:
         self._reconnected: list[Callable[[], None]] = []
         self._forbidden_subscriptions: set[str] = set()
         self._watchdog: asyncio.Task[None] | None = None
+        self._refused = asyncio.Event()
         self._is_closing = False
         self._js: JetStreamContext | None = None
         self._log: Any = structlog.get_logger("actors.runtime")
@@ -112,25 +114,36 @@ class NatsTransport:
         :raises Forbidden: if the server refuses the credentials.
         """
         self._log = self._log.bind(node=f"{role}.{instance}")
-        await self.client.connect(
-            self.url,
-            name=f"{role}.{instance}",
-            user=self._user,
-            password=self._password,
-            inbox_prefix=f"_R.{role}.{instance}",
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,  # type: ignore[arg-type]
-            ping_interval=self._ping_interval_s,  # type: ignore[arg-type]
-            max_outstanding_pings=2,
-            connect_timeout=2,
-            drain_timeout=2,
-            pending_size=self._pending_bytes,
-            flush_timeout=2,
-            error_cb=self._on_error,
-            disconnected_cb=self._on_disconnected,
-            reconnected_cb=self._on_reconnected,
-            closed_cb=self._on_closed,
+        connecting = asyncio.create_task(
+            self.client.connect(
+                self.url,
+                name=f"{role}.{instance}",
+                user=self._user,
+                password=self._password,
+                inbox_prefix=f"_R.{role}.{instance}",
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                ping_interval=self._ping_interval_s,  # type: ignore[arg-type]
+                max_outstanding_pings=2,
+                connect_timeout=2,
+                drain_timeout=2,
+                pending_size=self._pending_bytes,
+                flush_timeout=2,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+            )
         )
+        refused = asyncio.create_task(self._refused.wait())
+        try:
+            await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise Forbidden(f"the NATS server refuses the credentials of {role}.{instance}")
+            await connecting
+        finally:
+            refused.cancel()
+            connecting.cancel()
         self._limit_bytes = self._limit()
         self._watchdog = asyncio.create_task(self._watch())
 
@@ -196,10 +209,29 @@ class NatsTransport:
 
     async def flush(self) -> None:
         """:raises Disconnected: if the server does not answer in 2 s."""
-        try:
-            await self.client.flush(timeout=2)
-        except (nats_errors.Error, OSError) as error:
-            raise Disconnected(f"the NATS server does not answer: {error!r}") from None
+        if not await self._ping(2.0):
+            raise Disconnected("the NATS server does not answer")
+
+    async def _ping(self, timeout_s: float) -> bool:
+        """Whether the server answers, after everything sent before.
+
+        Not `Client.flush`: it cancels its future when it times out or is cancelled, the pong that comes later kills the
+        reading task, and the client stays connected and deaf. And its ping overtakes what is still in the buffer.
+        """
+        client = self.client
+        if not client.is_connected:
+            return False
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(OSError, AttributeError):  # without a socket, in the midst of a reconnection
+            if client.pending_data_size:
+                await client._flush_pending(force_flush=True)
+            await client._send_ping(pong)
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+        await asyncio.wait({pong}, timeout=timeout_s)
+        return pong.done()
 
     def on_forbidden(self, callback: Refused) -> None:
         self._forbidden.append(callback)
@@ -266,6 +298,8 @@ class NatsTransport:
         elif match := _SUBSCRIBE_VIOLATION.search(text):
             self._forbidden_subscriptions.add(match[1].lower())
             self._log.error("subscription forbidden", subject=match[1])
+        elif "authorization violation" in text.lower():
+            self._refused.set()
         else:
             # Every failed attempt to reconnect comes here; a traceback each would bury the rest.
             self._log.warning("nats", error=repr(error))
@@ -296,11 +330,9 @@ class NatsTransport:
         interval_s = self._stale_after_s / 5
         while True:
             started_s = loop.time()
-            try:
-                await self.client.flush(timeout=interval_s)  # type: ignore[arg-type]
-                if self.client.is_connected:
-                    last_pong_s, failures = loop.time(), 0
-            except (nats_errors.Error, OSError, AttributeError):
+            if await self._ping(interval_s):
+                last_pong_s, failures = loop.time(), 0
+            else:
                 failures += 1
             # Two in a row, since after a stall of this process the timer fires before the pong is read.
             if failures > 1 and loop.time() - last_pong_s >= self._stale_after_s:

@@ -6,7 +6,7 @@ Addresses are `role.instance`; `any` as the instance is whichever of that role t
     hg.v1.<role>.any            the role's queue group
     hg.v1.<role>.all            every instance; the runtime's own, to cancel what was asked of `any`
     hg.v1.bus.<topic>           heartbeats and control, to whoever listens
-    _R.<role>.<instance>.<id>   replies
+    _R.<role>.<instance>.ask.<id>   replies
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Node:
         self._routes: dict[str, _Route] = {}
         self._pending: dict[str, PendingAsk | PendingStream] = {}
         self._calls_made = 0
-        self._inbox = f"_R.{self.name}."
+        self._inbox = f"_R.{self.name}.ask."  # apart from the inboxes that JetStream makes under the same prefix
         self._hosts: set[ActorHost] = set()
         self._leases: list[Lease] = []
         self._bus: dict[str, list[tuple[msgspec.msgpack.Decoder[Any], Callable[[Any, Context], None]]]] = {}

@@ -14,13 +14,15 @@ from headgate.errors import HeadgateError
 from headgate.output import emit
 from headgate.supervisor import STATE_FILE
 
-__all__ = ["ps"]
+__all__ = ["command", "processes"]
+
+_COLUMNS = ("role", "instance", "pid", "epoch", "state", "restarts")
 
 
-@click.command()
+@click.command("ps")
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ps(data: str, as_json: bool) -> None:
+def command(data: str, as_json: bool) -> None:
     """List every process of the stack that runs in --data: role, instance, pid, epoch of its lease, state.
 
     \b
@@ -28,14 +30,18 @@ def ps(data: str, as_json: bool) -> None:
       headgate ps --json
     """
     rows = processes(Path(data))
-    emit(rows, columns=["role", "instance", "pid", "epoch", "state", "restarts"], as_json=as_json)
+    if not as_json:  # a process id is a name, not a quantity
+        rows = [{**row, "pid": str(row["pid"])} for row in rows]
+    emit(rows, columns=_COLUMNS, as_json=as_json)
 
 
 def processes(data: Path) -> list[dict[str, Any]]:
-    """Rows of `headgate ps`. Raises HeadgateError where no stack runs."""
-    path = data / STATE_FILE
+    """What `headgate ps` prints.
+
+    :raises HeadgateError: no stack runs there.
+    """
     try:
-        state = json.loads(path.read_text())
+        state = json.loads((data / STATE_FILE).read_text())
         os.kill(state["supervisor_pid"], 0)
     except (FileNotFoundError, ProcessLookupError):
         raise HeadgateError(f"no stack is running for --data {data}: start one with `headgate serve`") from None

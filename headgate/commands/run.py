@@ -11,16 +11,16 @@ import click
 from headgate.commands.options import stack_options
 from headgate.settings import ROLES, SETTINGS_VARIABLE, Settings, model_slug
 
-__all__ = ["run"]
+__all__ = ["command"]
 
 
-@click.command()
+@click.command("run")
 @click.argument("role", type=click.Choice(ROLES))
 @click.option(
     "--instance", default="", help="Name of this instance, unique in its role. [default: host and process id]"
 )
 @stack_options
-def run(role: str, instance: str, **options: object) -> None:
+def command(role: str, instance: str, **options: object) -> None:
     """Run one ROLE of a stack, until SIGTERM.
 
     All roles of a stack need the same --nats; gateways also the same secrets (files in --data, or HEADGATE_PEPPER,

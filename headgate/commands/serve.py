@@ -8,13 +8,13 @@ import uvloop
 from headgate.commands.options import stack_options
 from headgate.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["command"]
 
 
-@click.command()
+@click.command("serve")
 @click.option("--workers", default=1, show_default=True, help="Worker processes, each with a copy of the model.")
 @stack_options
-def serve(**options: object) -> None:
+def command(**options: object) -> None:
     """Serve a model to many tenants: starts NATS and every role, each in a process of its own.
 
     Ends with 0 on Ctrl-C and SIGTERM, after requests under way are done.
