@@ -77,6 +77,9 @@ class Engine(Protocol):
         :raises DeviceFailed: as `execute`.
         """
 
+    def is_done(self, handle: Any) -> bool:
+        """Whether `collect` would not wait."""
+
     def collect(self, handle: Any) -> StepResult:
         """Wait for the oldest launched step.
 

@@ -160,6 +160,10 @@ class MockEngine:
         # Copies run beside the computing; a step is as long as the longer of both.
         return max(dense + computing, moved / self.spec.swap_bytes_per_s)
 
+    def is_done(self, handle: _Launched) -> bool:
+        """See `Engine.is_done`."""
+        return self._clock() >= handle.due
+
     def collect(self, handle: _Launched) -> StepResult:
         """See `Engine.collect`. Sleeps until the step's modelled end.
 

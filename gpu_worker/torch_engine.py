@@ -195,6 +195,10 @@ class TorchEngine:
             tokens, sampled.logprob_rows, host(sampled.chosen), host(sampled.top_values), host(sampled.top_tokens)
         )
 
+    def is_done(self, handle: _Launched) -> bool:
+        """See `Engine.is_done`."""
+        return handle.ready is None or handle.ready.query()
+
     def collect(self, handle: _Launched) -> StepResult:
         """See `Engine.collect`.
 
