@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import openai
 import uvicorn
@@ -227,10 +228,18 @@ class Edge:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, **options: object) -> openai.AsyncOpenAI:
-        """The reference client. Use it with `async with`."""
-        settings = {"base_url": f"{self.url}/v1", "api_key": KEY, "max_retries": 0, "timeout": 20.0, **options}
-        return openai.AsyncOpenAI(**settings)  # type: ignore[arg-type]
+    def client(self, **options: Any) -> Any:
+        """The reference client, `openai.AsyncOpenAI`, untyped for calls that its types forbid. Use it with `async
+        with`.
+        """
+        settings: dict[str, Any] = {
+            "base_url": f"{self.url}/v1",
+            "api_key": KEY,
+            "max_retries": 0,
+            "timeout": 20.0,
+            **options,
+        }
+        return openai.AsyncOpenAI(**settings)
 
 
 @asynccontextmanager
@@ -241,7 +250,6 @@ async def edge(
     settings: EdgeSettings | None = None,
     holder: Principal | None = None,
     hooks: Hooks | None = None,
-    loop_name: str = "none",
 ) -> AsyncIterator[Edge]:
     """Serve `frontend` on a free port of loopback."""
     model = model or small_model()

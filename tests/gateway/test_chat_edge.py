@@ -99,7 +99,7 @@ async def test_an_answer_can_be_sent_back_as_a_message() -> None:
     async with edge() as served, served.client() as client:
         answer = await client.chat.completions.create(model="demo", messages=HI)
         turn = answer.choices[0].message.model_dump()
-        again = await client.chat.completions.create(model="demo", messages=[*HI, turn, *HI])  # type: ignore[list-item]
+        again = await client.chat.completions.create(model="demo", messages=[*HI, turn, *HI])
     assert again.choices[0].message.content == "hello world"
 
 

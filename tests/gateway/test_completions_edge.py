@@ -27,7 +27,7 @@ def echoing(generation: FakeGeneration) -> None:
 async def test_every_form_of_prompt_is_served(prompt: object, texts: list[str]) -> None:
     """A text, texts, ids, and lists of ids; n choices of prompt i are at i * n; usage counts each prompt once."""
     async with edge(FakeFrontend(echoing), model=MODEL) as served, served.client() as client:
-        answer = await client.completions.create(model="demo", prompt=prompt, n=2)  # type: ignore[call-overload]
+        answer = await client.completions.create(model="demo", prompt=prompt, n=2)
     assert [choice.text for choice in answer.choices] == [text for text in texts for _ in range(2)]
     assert [choice.index for choice in answer.choices] == list(range(len(texts) * 2))
     lengths = [len(MODEL.encode([text], add_special_tokens=False)) for text in texts]
@@ -69,9 +69,9 @@ async def test_logprobs_are_arrays_with_offsets_into_the_text(stream: bool) -> N
     async with edge(FakeFrontend(script), model=MODEL) as served, served.client() as client:
         options = {"model": "demo", "prompt": "x", "logprobs": 2, "stop": "STOP"}
         if stream:
-            chunks = [chunk async for chunk in await client.completions.create(**options, stream=True)]  # type: ignore[call-overload]
+            chunks = [chunk async for chunk in await client.completions.create(**options, stream=True)]
         else:
-            chunks = [await client.completions.create(**options)]  # type: ignore[call-overload]
+            chunks = [await client.completions.create(**options)]
     for chunk in chunks:
         choice = chunk.choices[0]
         text += choice.text

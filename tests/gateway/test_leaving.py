@@ -99,7 +99,7 @@ async def test_the_end_of_an_answer_is_not_taken_for_leaving() -> None:
     frontend = FakeFrontend(lambda generation: generation.give([5, 1], Finish.stop))
     async with edge(frontend, model=model) as served, served.client() as client:
         for stream in (True, False):
-            answer = await client.chat.completions.create(  # type: ignore[call-overload]
+            answer = await client.chat.completions.create(
                 model="demo", messages=[{"role": "user", "content": "hi"}], stream=stream
             )
             if stream:
@@ -197,7 +197,7 @@ async def test_small_writes_are_not_delayed() -> None:
         connection = await ask(served, stream=True)
         await frontend.admitted.wait()
         for protocol in served.server.server_state.connections:
-            accepted = protocol.transport.get_extra_info("socket")  # type: ignore[union-attr]
+            accepted = protocol.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert served.server.server_state.connections
         await leave(connection)

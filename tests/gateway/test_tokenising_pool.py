@@ -56,9 +56,9 @@ async def test_the_loop_is_never_blocked_while_serving() -> None:
     model = small_model()
     async with edge(FakeFrontend(saying(model, "hello world")), model=model) as served, served.client() as client:
         message = {"role": "user", "content": "hi"}
-        await client.chat.completions.create(model="demo", messages=[message])  # type: ignore[list-item]
+        await client.chat.completions.create(model="demo", messages=[message])
         with blockbuster_ctx("gateway"):
-            answer = await client.chat.completions.create(model="demo", messages=[message])  # type: ignore[list-item]
+            answer = await client.chat.completions.create(model="demo", messages=[message])
     assert answer.choices[0].message.content == "hello world"
 
 
