@@ -5,8 +5,8 @@
 
 Decode and the fused small kernels are bound by memory: their bytes a second are given as a share of a large copy
 measured in the same run. Prefill is bound by the tensor cores: its share is of a large square GEMM. Everything runs in
-CUDA graphs, which leaves out the cost of launching, and attention over several layers, more bytes than the L2 holds. The other side is
-`scaled_dot_product_attention` on contiguous KV of one length: it is spared paging and raggedness.
+CUDA graphs, which leaves out the cost of launching, and attention over several layers, more bytes than the L2 holds.
+The other side is `scaled_dot_product_attention` on contiguous KV of one length: it is spared paging and raggedness.
 
 Ends with 0 if results agree and every target is met, 1 if not, 2 without a CUDA device.
 """
