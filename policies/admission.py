@@ -7,7 +7,7 @@ one of three outcomes. A request whose deadline is lost is refused before any wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from policies.history import OutputHistory
 from policies.margin import Margin
 from policies.reasons import HttpError, Reason, http_error
 from policies.verdict import Admit, Candidate, Defer, Policy, Refuse, Verdict
-from policies.vocabulary import RequestLoad, Tier, WorkerLoad
+from policies.vocabulary import Tier, WorkerLoad
 from policies.worker_state import HORIZON, Reservation, WorkerState
 
 __all__ = [
@@ -78,7 +78,9 @@ def decide(
     outputs = candidate.max_tokens
     if history is not None:
         outputs = history.remaining(candidate.tenant, 0, outputs, policy.outputs_quantile)
-    remaining = _estimator(history, tenant_of, policy)
+    remaining = None
+    if history is not None and tenant_of:
+        remaining = history.estimator(tenant_of, policy.outputs_quantile)
     promised: dict[str, list[Reservation]] = {}
     for reservation in reserved:
         promised.setdefault(reservation.worker, []).append(reservation)
@@ -199,19 +201,3 @@ def _refuse(options: Sequence[_Option], terms: _Terms, policy: Policy, jitter: f
         retry_after_s=retry,
         predicted_ttft_s=terms.waited_s + forecast.first_token_s,
     )
-
-
-def _estimator(
-    history: OutputHistory | None, tenant_of: Mapping[str, str], policy: Policy
-) -> Callable[[RequestLoad], int] | None:
-    if history is None or not tenant_of:
-        return None
-    known, quantile = history, policy.outputs_quantile
-
-    def remaining(request: RequestLoad) -> int:
-        tenant = tenant_of.get(request.id)
-        if tenant is None:
-            return request.outputs_left
-        return known.remaining(tenant, request.generated, request.outputs_left, quantile)
-
-    return remaining

@@ -23,7 +23,7 @@ from policies.future_kv import Held, earliest_start, peak
 from policies.history import OutputHistory
 from policies.reasons import Reason
 from policies.vocabulary import BLOCK_SIZE
-from policies.worker_state import HORIZON, Prompt, Reservation, Row, WorkerState
+from policies.worker_state import HORIZON, Prompt, Reservation, WorkerState
 
 __all__ = ["MIN_ROOM", "Ask", "Forecast", "OutputHistory", "Reservation", "forecast"]
 
@@ -72,8 +72,7 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05) -> Forec
     if slowest > pace:
         return _never(alone, slowest, Reason.tpot_unattainable, slowest, pace)
 
-    held: list[Held] = [(row[0], row[1] * state.held_share + _ROUND_UP) for row in state.kept]
-    held += [(p[5], p[4] * state.held_share + p[3] + _ROUND_UP) for p in state.beside()]
+    held = _held(state)
     wait_kv = earliest_start(held, tokens, ask.outputs, capacity) * state.decode_s
     hold, start, first_token, victim = _walk(state, ask, wait_kv)
     cause, measured, threshold = Reason.ttft_unattainable, first_token, ask.first_token_in_s or inf
@@ -100,6 +99,12 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05) -> Forec
         measured=measured,
         threshold=threshold,
     )
+
+
+def _held(state: WorkerState) -> list[Held]:
+    share = state.held_share
+    held: list[Held] = [(outputs, context * share + _ROUND_UP) for outputs, context, _ in state.kept]
+    return held + [(p[5], p[4] * share + p[3] + _ROUND_UP) for p in state.beside()]
 
 
 def _never(alone: float, slowest: float, cause: Reason, measured: float, threshold: float) -> Forecast:
@@ -148,7 +153,9 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
         room, step = _room(state, count, context, tightest, left, before)
         steps += left / room
         spent = left / room * step
-        end = at + spent + (ceil(steps - 1e-9) - steps) * step
+        end = at + spent
+        if prompt is own or delay:
+            end += (ceil(steps - 1e-9) - steps) * step
         if not state.crowded:
             # The only prompt there is: its last step is as short as its own tokens.
             whole, rest = divmod(left, room)
@@ -221,15 +228,21 @@ def _room(
 def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, float, float]:
     """When every pace holds with the candidate decoding too; the step at its first token; the pace that binds it."""
     own = inf if ask.tpot_s is None else ask.tpot_s
-    rows: list[Row] = state.rows
-    if beside := state.beside():
-        rows = sorted([*rows, *((p[5], p[4] + p[3], p[6]) for p in beside)])
+    rows, beside = state.rows, state.beside()
+    # All of them at once, none ended yet: as a rule that holds already.
+    count = len(rows) + len(beside) + 1
+    context = state.context + sum([p[4] + p[3] for p in beside]) + ask.prefill + ask.cached
+    step = state.step(count, 0.0, context + HORIZON * count, count)
+    allowed = min(own, state.pace, min([p[6] for p in beside], default=inf))
+    if step <= allowed:
+        return 0.0, step, allowed
     decode = state.decode_s
+    rows = sorted([*rows, *((p[5], p[4] + p[3], p[6]) for p in beside)])
     rows = [row for row in rows if row[0] * decode > first_token]
     count = len(rows) + 1
-    context = sum(row[1] for row in rows) + ask.prefill + ask.cached
+    context = sum([row[1] for row in rows]) + ask.prefill + ask.cached
     step = state.step(count, 0.0, context + HORIZON * count, count)
-    allowed = min(own, min((row[2] for row in rows), default=inf))
+    allowed = min(own, min([row[2] for row in rows], default=inf))
     if step <= allowed:
         return 0.0, step, allowed
     tightest = [own]  # of the k rows that end last

@@ -49,7 +49,7 @@ def earliest_start(rows: Sequence[Held], tokens: float, outputs: int, capacity: 
 
     `rows` in any order. The newcomer must fit when it is alone: tokens + outputs <= capacity.
     """
-    if sum(map(sum, rows)) + tokens + outputs <= capacity:
+    if sum([left + mine for left, mine in rows]) + tokens + outputs <= capacity:
         return 0
     rows = sorted(rows, reverse=True)
     if peak(rows, tokens, outputs) <= capacity:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from math import ceil
+
+from policies.vocabulary import RequestLoad
 
 __all__ = ["OutputHistory"]
 
@@ -37,12 +40,26 @@ class OutputHistory:
         `at_most` where fewer than `enough` such lengths are known.
         """
         known = self._recent.get(tenant)
-        if known is None:
-            return at_most
-        ordered = known[1]
-        first = bisect_right(ordered, generated)
-        n = len(ordered) - first
-        rank = ceil(quantile * (n + 1))
-        if n < self._enough or rank > n:
-            return at_most
-        return min(at_most, ordered[first + rank - 1] - generated)
+        return at_most if known is None else _remaining(known[1], generated, at_most, quantile, self._enough)
+
+    def estimator(self, tenant_of: Mapping[str, str], quantile: float) -> Callable[[RequestLoad], int]:
+        """`remaining` as a function of live requests, whose tenants `tenant_of` knows by request id."""
+        recent, enough = self._recent, self._enough
+
+        def remaining(request: RequestLoad) -> int:
+            known = recent.get(tenant_of.get(request.id, ""))
+            if known is None:
+                return request.outputs_left
+            return _remaining(known[1], request.generated, request.outputs_left, quantile, enough)
+
+        return remaining
+
+
+def _remaining(ordered: list[int], generated: int, at_most: int, quantile: float, enough: int) -> int:
+    first = bisect_right(ordered, generated)
+    n = len(ordered) - first
+    rank = ceil(quantile * (n + 1))
+    if n < enough or rank > n:
+        return at_most
+    left = ordered[first + rank - 1] - generated
+    return left if left < at_most else at_most

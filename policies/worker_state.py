@@ -73,9 +73,10 @@ class WorkerState:
         self.rows.sort()
         self.prompts.sort()
         count = max(1, len(self.rows))
-        self.context = sum(row[1] for row in self.rows)
+        self.context = sum([row[1] for row in self.rows])
+        self.pace = min([row[2] for row in self.rows], default=inf)  # the tightest
         self.decode_s = self.step(count, 0.0, self.context, count)
-        held = sum(r.context for r in load.requests)
+        held = self._held
         used = (load.blocks - load.free_blocks) * BLOCK_SIZE
         #: Rows that share a prefix hold it once: what part of their contexts is really held.
         self.held_share = min(1.0, used / held) if held else 1.0
@@ -108,37 +109,57 @@ class WorkerState:
         remaining: Callable[[RequestLoad], int] | None,
     ) -> None:
         flex = int(Tier.flex)
-        single = max(self.floor, self.base + self.per_token) + self.per_row + self.per_context * HORIZON
+        per_context, add_row, add_prompt = self.per_context, self.rows.append, self.prompts.append
+        single = max(self.floor, self.base + self.per_token) + self.per_row + per_context * HORIZON
+        add_kept: Callable[[Row], None] | None = None
         if contract:
             self.kept = []
+            add_kept = self.kept.append
+        decoding = decoded = started = prefilling = cached = 0
         for number, r in enumerate(requests):
-            left, context, tpot = r.prefill_left, r.context, r.tpot_s
-            if left > 1:
-                self.crowded = True
+            left, context = r.prefill_left, r.context
+            if left <= 1:
+                decoding += 1
+                decoded += context
+            else:
+                prefilling += 1
+                if context:
+                    started += left
+                    cached += context
+            outputs = r.outputs_left
             if contract and r.tier >= flex:
                 if left <= 1 and not flex_yields:
-                    self.rows.append((r.outputs_left, context, inf))
+                    add_row((outputs, context, inf))
                 continue
-            outputs = r.outputs_left if remaining is None else remaining(r)
-            allowed = inf
+            if remaining is not None:
+                outputs = remaining(r)
+            tpot, allowed = r.tpot_s, inf
             if tpot is not None:
-                allowed = tpot + r.lead_s / max(1, outputs)
+                lead, to_come = r.lead_s, outputs or 1
+                allowed = tpot + lead / to_come
                 # A row that not even an empty worker could save binds nobody.
-                if single + self.per_context * context > allowed:
+                if single + per_context * context > allowed:
                     allowed = inf
+                elif left <= 1:
+                    lent = tpot + lead / min(_LEND_STEPS, to_come) if lead > 0 else allowed
+                    if lent < self.lent_pace:
+                        self.lent_pace = lent
             if left <= 1:
                 row = (outputs, context, allowed)
-                self.rows.append(row)
-                if contract:
-                    self.kept.append(row)
-                if allowed < inf and tpot is not None:
-                    lent = tpot + r.lead_s / min(_LEND_STEPS, max(1, outputs)) if r.lead_s > 0 else allowed
-                    self.lent_pace = min(self.lent_pace, lent)
+                add_row(row)
+                if add_kept is not None:
+                    add_kept(row)
             else:
-                self.begun += context > 0
-                due = inf if r.first_token_in_s is None else r.first_token_in_s
+                begun = context > 0
+                self.begun += begun
+                due = r.first_token_in_s
+                if due is None:
+                    due = inf
                 order = -inf if r.generated else _order(due)
-                self.prompts.append((r.tier, order, number, left, context, outputs, allowed, context > 0, due))
+                add_prompt((r.tier, order, number, left, context, outputs, allowed, begun, due))
+        self.crowded = prefilling > 0
+        self._in_flight = decoding, decoded, started
+        self._held = decoded + cached
 
     def _promised(self, reserved: Iterable[Reservation], now: float, contract: bool) -> None:
         known: set[str] | None = None
@@ -158,13 +179,8 @@ class WorkerState:
             self.prompts.append((r.tier, _order(due), number, tokens, 0, r.max_tokens, pace, False, due))
 
     def _in_flight_s(self) -> float:
-        rows = context = prompt = 0
-        for r in self.load.requests:
-            if r.prefill_left <= 1:
-                rows += 1
-                context += r.context
-            elif r.context:
-                prompt += r.prefill_left
+        """The time of a step as it is now, with rows of every tier."""
+        rows, context, prompt = self._in_flight
         prompt = min(prompt, max(0, self.load.tokens_per_step - rows))
         return self.step(rows + prompt, 0.0, context, rows + (prompt > 0))
 

@@ -405,6 +405,15 @@ def test_a_looser_contract_never_hurts(load: WorkerLoad, ask: Candidate, factor:
     assert RANK[type(loose)] <= RANK[type(tight)]
 
 
+@given(LOADS, CANDIDATES, st.floats(1.0, 5.0))
+def test_a_looser_deadline_is_never_refused_for_it(load: WorkerLoad, ask: Candidate, factor: float) -> None:
+    """What is served under a TTFT is served under a longer one too, if later: it goes behind more in the order."""
+    changes = {} if ask.ttft_s is None else {"ttft_s": ask.ttft_s * factor}
+    looser = Candidate(**{**{name: getattr(ask, name) for name in ask.__struct_fields__}, **changes})
+    if not isinstance(decide(ask, [load], now=0.0), Refuse):
+        assert not isinstance(decide(looser, [load], now=0.0), Refuse)
+
+
 @given(CANDIDATES, st.integers(1, 40))
 def test_a_flood_of_flex_changes_no_answer_to_a_contract_for_the_worse_but_by_its_rows(
     ask: Candidate, count: int
