@@ -2,9 +2,9 @@
 
     python benchmarks/scheduler_core.py [--rows 256] [--steps 2000] [--out results/scheduler_core.json]
 
-The batch decodes with two steps in flight. Every row crosses a block every 16 tokens; in `churn`, each row that ends is
-replaced by a new request of 512 prompt tokens, in outputs of about 200. Targets: 250 µs a step at 256 rows, 1 µs for each
-continuing row (the slope between 64 and 256 rows).
+The batch decodes with two steps in flight. Every row crosses a block every 16 tokens; in `churn`, each row that ends
+is replaced by a new request of 512 prompt tokens, in outputs of about 200. Targets: 250 µs a step at 256 rows, 1 µs for
+each continuing row (the slope between 64 and 256 rows).
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class Batch:
     """A scheduler and a worker that answers at once."""
 
     def __init__(self, rows: int, *, outputs: int, prompt: int) -> None:
-        spec = WorkerSpec(
-            "m", "mock", 400_000, 0, 1 << 20, rows, 8192, 1 << 20, 2e10, COEFFICIENTS
-        )
+        spec = WorkerSpec("m", "mock", 400_000, 0, 1 << 20, rows, 8192, 1 << 20, 2e10, COEFFICIENTS)
         self.core = Scheduler(spec, config=SchedulerConfig(single_flight_tokens=1 << 20), step_time=FixedStepTime())
         self.prompt = prompt
         self.outputs = outputs

@@ -122,7 +122,7 @@ def test_who_is_set_aside_is_looked_past_and_keeps_its_place() -> None:
     st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None, 0.01, 50.0])), min_size=1, max_size=10),
 )
 def test_the_wait_is_bounded_under_any_flood(share: int, ahead: list[tuple[int, float | None]]) -> None:
-    """With m rows that wait longer, a patient row starts within share · (m + 1) starts, however good what arrives is."""
+    """With m rows that wait longer, a patient row starts within share · (m + 1) starts, whatever arrives."""
     q = Queue(patience_s=1.0, patience_share=share)
     for i, (tier, ttft_s) in enumerate(ahead):
         q.add(f"ahead{i}", tier=tier, ttft_s=ttft_s)
@@ -149,7 +149,7 @@ def test_patience_takes_no_more_than_its_share() -> None:
 def test_tenants_share_by_the_work_they_cause_not_by_requests() -> None:
     """With equal weights, a tenant of long prompts starts fewer of them."""
     q = Queue()
-    for i in range(40):
+    for _ in range(40):
         q.add("long", tenant="long", prompt=300)
         q.add("short", tenant="short", prompt=100)
     started = Counter(q.start() for _ in range(40))
