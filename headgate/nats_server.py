@@ -26,8 +26,9 @@ __all__ = ("BUCKETS", "PERMISSIONS", "STREAMS", "Allowed", "NatsServer", "NatsSe
 
 #: Key-value buckets and what they hold.
 BUCKETS = ("leases", "tenants", "keys")
-#: Streams and their subjects.
-STREAMS = {"usage": ["hg.usage.>"], "audit": ["hg.audit.>"]}
+#: Streams: their subjects, and for how long records are kept (0: for ever). The ledger folds usage within seconds; what
+#: it has folded is kept so that a lost database can be rebuilt.
+STREAMS = {"usage": (["hg.usage.>"], 60 * 86400.0), "audit": (["hg.audit.>"], 0.0)}
 
 _MAX_PAYLOAD = 8 * 1024 * 1024
 
@@ -333,8 +334,8 @@ async def provision(url: str) -> None:
     try:
         for bucket in BUCKETS:
             await transport.bucket(bucket)
-        for stream, subjects in STREAMS.items():
-            await transport.ensure_stream(stream, subjects)
+        for stream, (subjects, max_age_s) in STREAMS.items():
+            await transport.ensure_stream(stream, subjects, max_age_s=max_age_s)
     finally:
         await transport.close()
 

@@ -72,6 +72,7 @@ class ActorHost:
         self._sequences = Sequences()
         self._idle: asyncio.Future[None] | None = None
         self._is_handling = False
+        self._is_started = False
         self._is_draining = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._quiet: asyncio.Future[None] | None = None
@@ -123,6 +124,7 @@ class ActorHost:
         subscriptions: list[Subscription] = []
         try:
             await actor.on_start(node)
+            self._is_started = True
             for instance, receive in ((node.instance, self.receive_direct), ("all", self.receive_shared)):
                 subscriptions.append(await node.listen(f"{node.role}.{instance}", receive))
             if not self._is_draining:
@@ -143,7 +145,8 @@ class ActorHost:
             await self._shared.unsubscribe()
             await self._node.flush()
         self._is_draining = True
-        await self._actor.on_drain()
+        if self._is_started:
+            await self._actor.on_drain()
         try:
             async with asyncio.timeout_at(deadline_s):
                 while self._queue or self._running or self._is_handling:
@@ -168,13 +171,22 @@ class ActorHost:
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         task = self._group.create_task(coroutine)
         self._owned.add(task)
-        task.add_done_callback(self._owned.discard)
+        task.add_done_callback(self._disown)
         return task
 
-    def _refuse_queued(self) -> None:
-        error: ActorError = Failed("stopped", self._node.name)
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash = self._crash or error
+
+    def _parting(self) -> ActorError:
+        """What to tell those whose message is not handled any more."""
         if isinstance(self._crash, Exception | BaseExceptionGroup):
-            error = Crashed(f"{self._node.name} ended before it came to this message: {_describe(self._crash)}")
+            return Crashed(f"{self._node.name} ended before it came to this message: {_describe(self._crash)}")
+        return Failed("draining" if self._is_draining else "stopped", self._node.name)
+
+    def _refuse_queued(self) -> None:
+        error = self._parting()
         while self._queue:
             parcel = self._queue.popleft()
             reply = parcel.ctx.reply if isinstance(parcel, _Opened) else parcel.reply
@@ -203,9 +215,9 @@ class ActorHost:
         if meta.kind >= Kind.CANCEL:
             self._control(meta)
             return
-        if self._ended.done() or (self._is_draining and reply):
+        if self._crash is not None or self._ended.done() or (self._is_draining and reply):
             if reply:
-                node.refuse(reply, Failed("draining", node.name))
+                node.refuse(reply, self._parting())
             return
         if self._idle is None and len(self._queue) + len(self._running) >= self._actor.mailbox:
             node.dead_letter("mailbox-full", sender=meta.sender)

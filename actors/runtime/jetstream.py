@@ -43,7 +43,7 @@ async def _guarded(transport: NatsTransport, name: str, operation: Awaitable[T])
     refused: list[str] = []
 
     def forbidden(subject: str) -> None:
-        if f".{name.lower()}." in f".{subject.lower()}." or name.lower() in subject.lower():
+        if name.lower() in subject.lower():
             refused.append(subject)
             task.cancel()
 
@@ -74,7 +74,7 @@ async def open_bucket(transport: NatsTransport, name: str) -> NatsBucket:
     js = transport.js
     try:
         store = await _guarded(transport, name, js.key_value(name))
-    except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
+    except js_errors.NotFoundError:
         config = api.KeyValueConfig(
             bucket=name, history=1, storage=api.StorageType.FILE, max_bytes=_BUCKET_BYTES, direct=True
         )
@@ -243,13 +243,13 @@ class BucketWatch:
 
 
 async def ensure_stream(
-    transport: NatsTransport, name: str, subjects: list[str], *, dedup_window_s: float, max_bytes: int
+    transport: NatsTransport, name: str, subjects: list[str], *, dedup_window_s: float, max_age_s: float, max_bytes: int
 ) -> None:
     """Create a stream on file storage if it is missing and this role may."""
     js = transport.js
     try:
         await _guarded(transport, name, js.stream_info(name))
-    except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
+    except js_errors.NotFoundError:
         config = api.StreamConfig(
             name=name,
             subjects=subjects,
@@ -257,6 +257,7 @@ async def ensure_stream(
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.NEW,
             duplicate_window=dedup_window_s,
+            max_age=max_age_s,
             max_bytes=max_bytes,
         )
         await _guarded(transport, name, js.add_stream(config))
@@ -285,7 +286,7 @@ async def consume(
         try:
             try:
                 await _guarded(transport, stream, js.consumer_info(stream, durable))
-            except (js_errors.NotFoundError, js_errors.KeyWrongLastSequenceError):
+            except js_errors.NotFoundError:
                 await _guarded(transport, stream, js.add_consumer(stream, config))
             pull = await _guarded(transport, stream, js.pull_subscribe_bind(consumer=durable, stream=stream))
             break

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from actors.runtime.errors import ActorError, Conflict, LeaseLost
+from actors.runtime.errors import ActorError, Conflict, Disconnected, LeaseLost, StoreUnavailable
 
 if TYPE_CHECKING:
     from actors.runtime.node import Node
@@ -68,26 +68,27 @@ class Lease:
         return self.epoch > 0 and not self._is_lost and self._node.clock() < self._good_until_s
 
     async def acquire(self) -> int:
-        """Wait until it is ours; returns the epoch. Keeps trying while the store is away."""
+        """Wait until it is ours; returns the epoch. Keeps trying while the store is away.
+
+        :raises Forbidden: if this role may not use the key.
+        """
         seen_revision, seen_s = -1, 0.0
         while self.epoch == 0:
-            with contextlib.suppress(ActorError):
+            started_s = self._node.clock()
+            with contextlib.suppress(Conflict, StoreUnavailable, Disconnected):
                 if self._bucket is None:
                     self._bucket = await self._node.transport.bucket(BUCKET)
-                started_s = self._node.clock()
                 entry = await self._bucket.get(self.key)
-                if entry is not None and entry.revision != seen_revision:
+                if entry is None:
+                    self._taken(await self._bucket.create(self.key, self._value), started_s)
+                    break
+                if entry.revision != seen_revision:
                     seen_revision, seen_s = entry.revision, self._node.clock()
-                with contextlib.suppress(Conflict):
-                    if entry is None:
-                        self._taken(await self._bucket.create(self.key, self._value), started_s)
-                    else:
-                        before = msgspec.json.decode(entry.value, type=_Holding)
-                        if before.holder == self.holder or self._node.clock() - seen_s >= before.ttl_s:
-                            revision = await self._bucket.update(self.key, self._value, entry.revision)
-                            self._taken(revision, started_s)
-            if self.epoch == 0:
-                await asyncio.sleep(self.ttl_s / 10)
+                before = msgspec.json.decode(entry.value, type=_Holding)
+                if before.holder == self.holder or self._node.clock() - seen_s >= before.ttl_s:
+                    self._taken(await self._bucket.update(self.key, self._value, entry.revision), started_s)
+                    break
+            await asyncio.sleep(self.ttl_s / 10)
         return self.epoch
 
     async def keep(self) -> None:

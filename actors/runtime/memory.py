@@ -175,7 +175,13 @@ class MemoryTransport:
         return self.broker.buckets.setdefault(name, MemoryBucket())
 
     async def ensure_stream(
-        self, name: str, subjects: list[str], *, dedup_window_s: float = 120.0, max_bytes: int = -1
+        self,
+        name: str,
+        subjects: list[str],
+        *,
+        dedup_window_s: float = 120.0,
+        max_age_s: float = 0.0,
+        max_bytes: int = -1,
     ) -> None:
         self.broker.streams.setdefault(name, MemoryStream(subjects))
 

@@ -275,9 +275,17 @@ class NatsTransport:
         return await jetstream.open_bucket(self, name)
 
     async def ensure_stream(
-        self, name: str, subjects: list[str], *, dedup_window_s: float = 120.0, max_bytes: int = -1
+        self,
+        name: str,
+        subjects: list[str],
+        *,
+        dedup_window_s: float = 120.0,
+        max_age_s: float = 0.0,
+        max_bytes: int = -1,
     ) -> None:
-        await jetstream.ensure_stream(self, name, subjects, dedup_window_s=dedup_window_s, max_bytes=max_bytes)
+        await jetstream.ensure_stream(
+            self, name, subjects, dedup_window_s=dedup_window_s, max_age_s=max_age_s, max_bytes=max_bytes
+        )
 
     async def append(self, subject: str, payload: bytes, *, message_id: str) -> bool:
         return await jetstream.append(self, subject, payload, message_id=message_id)

@@ -91,7 +91,7 @@ class Node:
         #: Messages that were lost on the way to this node, as far as sequence numbers tell.
         self.missed = 0
         self.fences = Fences()
-        #: The lease whose epoch everything sent from here carries.
+        #: The lease whose epoch everything sent from here carries, even when it is lost.
         self.lease: Lease | None = None
         self.is_draining = False
         self._loop = asyncio.get_running_loop()
@@ -182,7 +182,7 @@ class Node:
 
     @property
     def epoch(self) -> int:
-        """The epoch that messages from here carry, 0 without a lease."""
+        """The epoch that messages from here carry: of the last lease held, 0 if there was none."""
         return self.lease.epoch if self.lease is not None else 0
 
     async def tell(self, ref: str, message: Message, *, timeout_s: float | None = None, traceparent: str = "") -> None:
@@ -388,11 +388,9 @@ class Node:
         self.lease = lease
 
     def holds_no_more(self, lease: Lease) -> None:
-        """Note that a lease was lost or released."""
+        """Note that a lease was lost or released. What is still sent carries its epoch, so that it can be fenced."""
         if lease in self._leases:
             self._leases.remove(lease)
-        if self.lease is lease:
-            self.lease = None
 
     def _post(self, subject: str, payload: bytes) -> None:
         """Publish without waiting: at once if the outbound buffer has room, else from a bounded backlog, in order."""

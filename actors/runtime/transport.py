@@ -125,9 +125,18 @@ class Transport(Protocol):
         """The bucket of that name, created if missing and permitted."""
 
     async def ensure_stream(
-        self, name: str, subjects: list[str], *, dedup_window_s: float = 120.0, max_bytes: int = -1
+        self,
+        name: str,
+        subjects: list[str],
+        *,
+        dedup_window_s: float = 120.0,
+        max_age_s: float = 0.0,
+        max_bytes: int = -1,
     ) -> None:
-        """Create the stream on disk if it is missing."""
+        """Create the stream on disk if it is missing.
+
+        `max_age_s` 0: kept for ever. When `max_bytes` (-1: what the server has) are used up, `append` fails.
+        """
 
     async def append(self, subject: str, payload: bytes, *, message_id: str) -> bool:
         """Write to the stream that owns the subject; returns when it is stored. False: the id was there already.

@@ -60,7 +60,6 @@ def test_one_holds_and_the_other_waits_until_it_is_released() -> None:
         released = first.clock()
         assert await waiting > held.epoch
         assert second.clock() - released < 0.5
-        assert first.epoch == 0
 
     play(scene)
 
@@ -207,7 +206,8 @@ def test_an_actor_that_holds_a_lease_ends_when_it_is_lost() -> None:
         before, bucket.is_away = node.epoch, True
         with pytest.raises(LeaseLost):
             await serving
-        assert node.epoch == 0
+        # What it still sends is stamped with the epoch that it lost, or nobody could fence it.
+        assert node.epoch == before
         bucket.is_away = False
         await asyncio.wait_for(ready.wait(), 10)
         assert standby.epoch > before
