@@ -1,8 +1,8 @@
-"""The CPU backend: decode attention in place, prefill attention by torch's flash kernel, the rest fused.
+"""The CPU backend: decode attention in place, prefill attention by matrix products, the rest fused.
 
-Rows of few new tokens (decodes, tails of chunks) go token by token through the decode kernel; longer ones go to
-`scaled_dot_product_attention`, on the step's own keys and values where the row begins in it, else on its context
-gathered once a layer.
+Rows of few new tokens (decodes, tails of chunks) go token by token through the decode kernel. For longer ones the
+context is gathered once a layer, and blocks of queries are multiplied with it. In bfloat16 the scores are rounded to it
+between the products, as in transformers' eager attention.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from gpu_worker.batch import Batch
 from gpu_worker.config import ModelConfig
@@ -25,6 +24,13 @@ __all__ = ["CpuBackend"]
 FEW = 8
 #: Work below this many elements is done on one thread: a parallel region costs more.
 _SMALL = 4096
+
+#: Contexts and query blocks are padded to multiples of these: oneDNN makes a kernel for each new shape (0.3 to 0.8 ms).
+_PAD = 64
+_PAD_QUERIES = 16
+#: Queries at a time, and scores at a time: 4 MiB in bfloat16.
+_QUERIES = 128
+_SCORE_ELEMENTS = 1 << 21
 
 Int32 = npt.NDArray[np.int32]
 
@@ -40,13 +46,12 @@ class _Decodes:
 
 @dataclass(slots=True)
 class _Prefill:
-    """A row for the flash kernel."""
+    """A row that is done by matrix products."""
 
     begin: int
     end: int
     context: int
     table: Int32
-    mask: torch.Tensor | None
 
 
 class CpuBackend:
@@ -66,7 +71,7 @@ class CpuBackend:
         self._scratch: dict[str, torch.Tensor] = {}
         self._all = self._sampling = _Decodes(0, (), ())
         self._prefills: list[_Prefill] = []
-        self._qkv = torch.empty(0)
+        self._sums = torch.empty(0)
 
     def _buffer(self, name: str, rows: int, width: int) -> torch.Tensor:
         """Memory that is used again at every call: fresh memory of this size costs a page fault for each 4 KiB."""
@@ -92,7 +97,12 @@ class CpuBackend:
             s = batch.sampling
             self._sampling = self._decodes(s.host_block_tables, last, s.host_context_len, batch.host_last, last)
         self._prefills = [
-            self._prefill(*map(int, rows.host_query_start[row : row + 2]), rows.host_block_tables[row], context)
+            _Prefill(
+                int(rows.host_query_start[row]),
+                int(rows.host_query_start[row + 1]),
+                context,
+                np.ascontiguousarray(rows.host_block_tables[row]),
+            )
             for row, context in enumerate(rows.host_context_len.tolist())
             if not few[row]
         ]
@@ -103,15 +113,6 @@ class CpuBackend:
         arrays += tuple(np.take(a, order).astype(np.int32) for a in (source, target))
         addresses = [a.ctypes.data for a in arrays]
         return _Decodes(len(context), arrays, (addresses[0], tables.shape[1], *addresses[1:]))
-
-    def _prefill(self, begin: int, end: int, table: Int32, context: int) -> _Prefill:
-        queries = end - begin
-        mask = None
-        if context != queries:
-            mask = torch.zeros((queries, context), dtype=self._pool.dtype)
-            after = torch.ones((queries, queries), dtype=torch.bool).triu_(1)
-            mask[:, context - queries :].masked_fill_(after, float("-inf"))
-        return _Prefill(begin, end, context, np.ascontiguousarray(table), mask)
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
@@ -161,7 +162,6 @@ class CpuBackend:
             self._turn(tokens),
             alone=qkv.numel() < _SMALL,
         )
-        self._qkv = qkv
         return qkv[:, : c.heads * c.head_dim].view(tokens, c.heads, c.head_dim)
 
     def attention(self, q: torch.Tensor, layer: int, batch: Batch, *, last: bool = False) -> torch.Tensor:
@@ -170,7 +170,7 @@ class CpuBackend:
         self._decode(q, layer, self._sampling if last else self._all, out)
         if not last:
             for prefill in self._prefills:
-                self._flash(q, layer, prefill, out)
+                self._attend(q, layer, prefill, out)
         return out
 
     def _decode(self, q: torch.Tensor, layer: int, decodes: _Decodes, out: torch.Tensor) -> None:
@@ -192,36 +192,94 @@ class CpuBackend:
                 *decodes.tail,
             )
 
-    def _flash(self, q: torch.Tensor, layer: int, row: _Prefill, out: torch.Tensor) -> None:
-        c = self._config
-        queries = q[row.begin : row.end].transpose(0, 1)[None]
-        if row.mask is None:
-            at, width = c.heads * c.head_dim, c.kv_heads * c.head_dim
-            own = self._qkv[row.begin : row.end, at:].view(row.context, 2, c.kv_heads, c.head_dim)
-            k, v = own[:, 0].transpose(0, 1)[None], own[:, 1].transpose(0, 1)[None]
-            assert width * 2 + at == self._qkv.shape[1]
-        else:
-            k, v = self._gather(layer, row)
-        found = scaled_dot_product_attention(
-            queries, k, v, attn_mask=row.mask, is_causal=row.mask is None, enable_gqa=c.heads != c.kv_heads
-        )
-        out[row.begin : row.end].view(-1, c.heads, c.head_dim).copy_(found[0].transpose(0, 1))
+    def _attend(self, q: torch.Tensor, layer: int, row: _Prefill, out: torch.Tensor) -> None:
+        """One row, a block of queries and KV heads at a time: scores, softmax, values."""
+        c, group = self._config, self._config.heads // self._config.kv_heads
+        padded_context = -(-row.context // _PAD) * _PAD
+        k, v = self._gather(layer, row, padded_context)
+        queries = row.end - row.begin
+        heads, block = self._block(queries, padded_context)
+        for at in range(0, queries, block):
+            tokens = min(block, queries - at)
+            padded = -(-tokens // _PAD_QUERIES) * _PAD_QUERIES
+            position = row.context - queries + at
+            keys = min(padded_context, -(-(position + tokens) // _PAD) * _PAD)
+            for head in range(0, c.kv_heads, heads):
+                n = min(heads, c.kv_heads - head)
+                rows = padded * group
+                packed = self._buffer("packed", n * rows, c.head_dim).view(n, rows, c.head_dim)
+                scores = self._buffer("scores", n * rows * keys, 1).view(n, rows, keys)
+                inverse = self._inverse(n * rows)
+                first = row.begin + at
+                self._team.run(
+                    self._kernels.pack,
+                    q.data_ptr() + first * q.stride(0) * q.element_size(),
+                    packed.data_ptr(),
+                    tokens,
+                    padded,
+                    group * c.head_dim,
+                    n,
+                    head,
+                    q.stride(0),
+                )
+                torch.bmm(packed, k[head : head + n, :keys].transpose(1, 2), out=scores)
+                self._team.run(
+                    self._kernels.softmax,
+                    scores.data_ptr(),
+                    inverse,
+                    n * rows,
+                    keys,
+                    rows,
+                    group,
+                    position,
+                    self._scale,
+                    8,
+                )
+                values = torch.bmm(scores, v[head : head + n, :keys], out=packed)
+                self._team.run(
+                    self._kernels.unpack,
+                    values.data_ptr(),
+                    out.data_ptr() + first * out.stride(0) * out.element_size(),
+                    inverse,
+                    tokens,
+                    padded,
+                    group,
+                    c.head_dim,
+                    n,
+                    head,
+                    out.stride(0),
+                )
 
-    def _gather(self, layer: int, row: _Prefill) -> tuple[torch.Tensor, torch.Tensor]:
+    def _block(self, queries: int, context: int) -> tuple[int, int]:
+        """KV heads and queries to do at a time, so that their scores stay in the cache."""
+        group = self._config.heads // self._config.kv_heads
+        room = _SCORE_ELEMENTS // (context * group)  # queries x heads
+        block = min(-(-queries // _PAD_QUERIES) * _PAD_QUERIES, max(_PAD_QUERIES, min(_QUERIES, room)))
+        block -= block % _PAD_QUERIES
+        return max(1, min(self._config.kv_heads, room // block)), block
+
+    def _inverse(self, rows: int) -> int:
+        if len(self._sums) < rows:
+            self._sums = torch.empty(rows, dtype=torch.float32)
+        return self._sums.data_ptr()
+
+    def _gather(self, layer: int, row: _Prefill, padded: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a row's context, `[kv_heads, padded, head_dim]` each."""
         c = self._config
-        kv = self._buffer("gathered", 2 * c.kv_heads * row.context, c.head_dim)
+        kv = self._buffer("gathered", 2 * c.kv_heads * padded, c.head_dim)
         self._team.run(
             self._kernels.gather,
             self._pool.data_ptr(),
             kv.data_ptr(),
             row.table.ctypes.data,
             row.context,
+            padded,
             c.kv_heads,
             c.head_dim,
             self._stride_block,
             layer * self._stride_layer,
         )
-        kv = kv.view(2, 1, c.kv_heads, row.context, c.head_dim)
+        kv = kv.view(2, c.kv_heads, padded, c.head_dim)
         return kv[0], kv[1]
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:

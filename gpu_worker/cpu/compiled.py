@@ -1,7 +1,7 @@
 """Compiles the kernels, or takes them from the cache.
 
-Compiling takes seconds, a cached kernel milliseconds. Numba keys its cache by the file a function is in, but not by the
-files of what it calls, so the directory is named for a hash of all kernel sources: an upgrade never runs a stale kernel.
+Compiling takes seconds, a cached kernel milliseconds. Numba keys its cache by the file a function is in, but not by
+the files of what it calls, so the directory is named for a hash of all of them: an upgrade never runs a stale kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numba
 import torch
 
-from gpu_worker.cpu import decode_attention, elementwise
+from gpu_worker.cpu import decode_attention, elementwise, prefill_attention
 from gpu_worker.cpu.dialect import KERNEL
 
 __all__ = ["Kernels", "compile_kernels"]
@@ -32,6 +32,9 @@ class Kernels:
     argmax: int
     gather: int
     decode: int
+    pack: int
+    softmax: int
+    unpack: int
     owners: tuple[object, ...]  # the compiled functions: an address is good as long as its owner lives
 
 
@@ -56,14 +59,17 @@ def compile_kernels(dtype: torch.dtype) -> Kernels:
         rope=address(elementwise, "rope"),
         silu_mul=address(elementwise, "silu_mul"),
         argmax=address(elementwise, "argmax"),
-        gather=address(elementwise, "gather"),
         decode=address(decode_attention, "decode"),
+        gather=address(prefill_attention, "gather"),
+        pack=address(prefill_attention, "pack"),
+        softmax=address(prefill_attention, "softmax"),
+        unpack=address(prefill_attention, "unpack"),
         owners=tuple(owners),
     )
 
 
 def _cache_directory() -> str | None:
-    """The first that can be written: NUMBA_CACHE_DIR, the user's cache, a folder of this user's in the temporary one."""
+    """The first that can be written: in NUMBA_CACHE_DIR, in the user's cache, in the temporary folder."""
     sources = hashlib.sha256(numba.__version__.encode() + platform.processor().encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         sources.update(path.read_bytes())

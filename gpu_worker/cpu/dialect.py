@@ -14,7 +14,20 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["KERNEL", "as_double", "bf16_at", "exp", "f32_at", "i32_at", "load", "log", "store", "take"]
+__all__ = [
+    "KERNEL",
+    "as_double",
+    "bf16_at",
+    "exp",
+    "f32_at",
+    "i32_at",
+    "line",
+    "load",
+    "log",
+    "prefetch",
+    "store",
+    "take",
+]
 
 #: Signature of every kernel.
 KERNEL = types.void(types.CPointer(types.int64))
@@ -64,7 +77,7 @@ def load(typing_context, pointer, index):
 
 @intrinsic
 def store(typing_context, pointer, index, value):
-    """pointer[index] = value, rounded where the pointer is to bfloat16. NaN stays NaN only without fast-math rounding."""
+    """pointer[index] = value, rounded where the pointer is to bfloat16."""
 
     def generate(context, builder, signature, arguments):
         target, value = builder.gep(arguments[0], [arguments[1]]), arguments[2]
@@ -77,6 +90,33 @@ def store(typing_context, pointer, index, value):
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, types.float32), generate
+
+
+@intrinsic
+def prefetch(typing_context, pointer, index):
+    """Ask for the cache line of pointer[index]. An address that is not there is no error."""
+
+    def generate(context, builder, signature, arguments):
+        name = "llvm.prefetch.p0"
+        byte_pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, _I32, _I32, _I32])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte_pointer)
+        builder.call(function, [address, *(ir.Constant(_I32, x) for x in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), generate
+
+
+@intrinsic
+def line(typing_context, pointer):
+    """Elements in a cache line of 64 bytes."""
+    elements = 64 * 8 // pointer.dtype.bitwidth
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(_I64, elements)
+
+    return types.int64(pointer), generate
 
 
 @intrinsic

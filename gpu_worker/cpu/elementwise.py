@@ -1,4 +1,4 @@
-"""Kernels over packed tokens: residual + RMSNorm, QKV norm + RoPE + KV write, SiLU x up, argmax, page gathering."""
+"""Kernels over packed tokens: residual + RMSNorm, QKV norm + RoPE + KV write, SiLU x up, argmax."""
 
 # The functions below are compiled by numba, which infers their types.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -13,8 +13,6 @@ from gpu_worker.cpu.dialect import as_double, bf16_at, exp, f32_at, i32_at, load
 __all__ = [
     "argmax_bf16",
     "argmax_f32",
-    "gather_bf16",
-    "gather_f32",
     "rms_norm_bf16",
     "rms_norm_f32",
     "rope_bf16",
@@ -133,25 +131,6 @@ def _argmax(p, x):
         out[row] = min(found, width - 1)
 
 
-@njit(**_FAST)
-def _gather(p, pool, out):
-    """The first `tokens` of one row's pages of a layer: out[2, kv_heads, tokens, dim]."""
-    table, tokens, kv_heads, dim = i32_at(p[3]), p[4], p[5], p[6]
-    stride_block, layer = p[7], p[8]
-    pages, page = (tokens + _PAGE - 1) // _PAGE, _PAGE * dim
-    while True:
-        item = take(p)
-        if item >= pages:
-            return
-        source = np.int64(table[item]) * stride_block + layer
-        length = min(_PAGE, tokens - item * _PAGE) * dim
-        for head in range(2 * kv_heads):
-            target = (head * tokens + item * _PAGE) * dim
-            for i in range(length):
-                out[target + i] = pool[source + i]
-            source += page
-
-
 def rms_norm_f32(p):
     _rms_norm(p, f32_at(p[1]), f32_at(p[2]), f32_at(p[3]), f32_at(p[4]))
 
@@ -182,11 +161,3 @@ def argmax_f32(p):
 
 def argmax_bf16(p):
     _argmax(p, bf16_at(p[1]))
-
-
-def gather_f32(p):
-    _gather(p, f32_at(p[1]), f32_at(p[2]))
-
-
-def gather_bf16(p):
-    _gather(p, bf16_at(p[1]), bf16_at(p[2]))
