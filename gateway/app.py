@@ -68,12 +68,14 @@ def create_app(
         yield
         edge.close()
 
-    return Starlette(
+    app = Starlette(
         routes=edge.routes(),
         middleware=[Middleware(_Boundary, settings=edge.settings, hooks=hooks or NoHooks())],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would lose the body of a POST
+    return app
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Any:

@@ -13,12 +13,16 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import error_body
 from gateway.settings import EdgeSettings
 
 __all__ = ["server_config"]
+
+#: Requests that may wait behind another on one connection.
+_PIPELINED = 8
 
 
 def server_config(app: ASGIApp, *, host: str, port: int, settings: EdgeSettings, **options: Any) -> uvicorn.Config:
@@ -36,7 +40,8 @@ def server_config(app: ASGIApp, *, host: str, port: int, settings: EdgeSettings,
         log_config=None,
         access_log=False,
         server_header=False,
-        **options,
+        # Longer than the 5 s for which clients keep a connection: whoever closes first must not be us.
+        **{"timeout_keep_alive": 75, **options},
     )
 
 
@@ -49,6 +54,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
+        self._active: RequestResponseCycle | None = None
         self._refused = (400, "The request is not HTTP/1.1.", "invalid_http")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -62,7 +68,15 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_done()
+        # uvicorn tells the newest request alone, but with pipelining it is an older one that is being answered.
+        if self._active is not None and not self._active.response_complete:
+            self._active.disconnected = True
+            self._active.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -81,6 +95,24 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._headers_done()
         super().on_headers_complete()
+        self._keep_listening()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.pipeline:
+            self._keep_listening()
+
+    def _keep_listening(self) -> None:
+        """uvicorn stops reading while a request waits behind another, and then does not see that the client leaves.
+
+        So reading goes on, and a client that sends much ahead (none does that is not out for harm) is cut off.
+        """
+        if not self.pipeline:
+            return
+        if len(self.pipeline) > _PIPELINED or len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(*self._refused)

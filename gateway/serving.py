@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.choices import Choice, ScoredToken
 from gateway.errors import ApiError, BadRequest, refusal
 from gateway.exchange import Exchange
-from gateway.generation import Frontend, Generation, GenerationFailed, Refused
+from gateway.generation import Delivery, Frontend, Generation, GenerationFailed, Refused
 from gateway.openai import Common, Usage
 from gateway.parameters import Parameters, check, requests
 from gateway.principal import Principal
@@ -160,17 +161,18 @@ class _Run:
     async def _stream_one(self, index: int) -> None:
         choice, wire, write = self._choices[index], self._wire, self._exchange.write
         opening = wire.opening(index)
-        async for delivery in self._generations[index].deliveries():
-            if self._first[index] is None:
-                self._note_first(index)
-            text = choice.take(delivery)
-            scores = choice.scores if self._scored else None
-            if choice.reason is not None:
-                break
-            if text or scores or opening:
-                events = opening + wire.piece(index, text, scores) if text or scores else opening
-                opening = b""
-                await write(events)
+        async with _reading(self._generations[index]) as deliveries:
+            async for delivery in deliveries:
+                if self._first[index] is None:
+                    self._note_first(index)
+                text = choice.take(delivery)
+                scores = choice.scores if self._scored else None
+                if choice.reason is not None:
+                    break
+                if text or scores or opening:
+                    events = opening + wire.piece(index, text, scores) if text or scores else opening
+                    opening = b""
+                    await write(events)
         reason = choice.reason
         if reason is None:
             raise GenerationFailed("its tokens ended without a reason")
@@ -198,13 +200,14 @@ class _Run:
         choice = self._choices[index]
         text: list[str] = []
         scores: list[ScoredToken] = []
-        async for delivery in self._generations[index].deliveries():
-            if self._first[index] is None:
-                self._note_first(index)
-            text.append(choice.take(delivery))
-            scores += choice.scores
-            if choice.reason is not None:
-                break
+        async with _reading(self._generations[index]) as deliveries:
+            async for delivery in deliveries:
+                if self._first[index] is None:
+                    self._note_first(index)
+                text.append(choice.take(delivery))
+                scores += choice.scores
+                if choice.reason is not None:
+                    break
         if choice.reason is None:
             raise GenerationFailed("its tokens ended without a reason")
         if len(self._choices) > 1:
@@ -250,6 +253,17 @@ class _Run:
             finish=choice.finish.name,
         )
         await generation.close(choice.finish)
+
+
+@asynccontextmanager
+async def _reading(generation: Generation) -> AsyncIterator[AsyncIterator[Delivery]]:
+    """Its deliveries, whose iterator ends with the block: after a stop string there are some that nobody reads."""
+    deliveries = generation.deliveries()
+    try:
+        yield deliveries
+    finally:
+        if isinstance(deliveries, AsyncGenerator):
+            await deliveries.aclose()
 
 
 async def _all_ended(works: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -93,7 +93,10 @@ class ModelText:
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
     """Whether the decoder is `ByteLevel` and nothing else: then a token is exactly its bytes."""
-    decoder = msgspec.json.decode(tokenizer.to_str())["decoder"] or {}
+    if tokenizer.decoder is None:
+        return False
+    # Its pickled state is its JSON; that of the whole tokenizer would be megabytes.
+    decoder = msgspec.json.decode(tokenizer.decoder.__getstate__())
     if decoder.get("type") == "Sequence":
         inner = decoder["decoders"]
         decoder = inner[0] if len(inner) == 1 else {}

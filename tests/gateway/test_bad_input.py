@@ -187,13 +187,14 @@ async def test_unknown_paths_and_methods_are_errors_in_json() -> None:
         missing = await client.get("/v2/nothing")
         wrong = await client.get(CHAT)
         embeddings = await client.post("/v1/embeddings", json={}, headers=AUTH)
+        slash = await client.post(CHAT + "/", json={}, headers=AUTH)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"], wrong.headers["allow"]) == (
         405,
         "method_not_allowed",
         "POST",
     )
-    assert embeddings.status_code == 404
+    assert (embeddings.status_code, slash.status_code) == (404, 404)
     assert all(answer.headers["x-request-id"] for answer in (missing, wrong, embeddings))
 
 

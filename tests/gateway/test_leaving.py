@@ -77,6 +77,46 @@ async def test_leaving_closes_all_choices() -> None:
     assert len(frontend.generations) == 3
 
 
+async def test_leaving_with_a_request_in_the_pipeline_closes_too() -> None:
+    """A second request sent before the first is answered does not hide that the client left."""
+    frontend = FakeFrontend(silent)
+    async with edge(frontend) as served:
+        connection = await ask(served, stream=True)
+        await frontend.admitted.wait()
+        connection[1].write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await connection[1].drain()
+        frontend.generations[0].give([5])
+        await connection[0].readuntil(b'"content"')
+        await leave(connection)
+        async with asyncio.timeout(0.5):
+            await frontend.generations[0].closed.wait()
+
+
+async def test_requests_in_a_pipeline_are_answered_in_order() -> None:
+    """Some requests may be sent ahead; a flood of them, or of their bodies, ends the connection."""
+    frontend = FakeFrontend(lambda generation: generation.give([5, 1], Finish.stop))
+    async with edge(frontend) as served:
+        connection = await ask(served, stream=True)
+        connection[1].write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await connection[0].readuntil(b"[DONE]")
+        await connection[0].readuntil(b'{"status":"ok"}')
+        await leave(connection)
+        for flood in (
+            b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 20,
+            b"POST / HTTP/1.1\r\ncontent-length: 999999\r\n\r\n",
+        ):
+            frontend.script = silent
+            frontend.admitted.clear()
+            connection = await ask(served, stream=True)
+            await frontend.admitted.wait()
+            connection[1].write(flood + b"x" * 200_000)
+            with suppress(ConnectionError):
+                await connection[0].read()
+            await leave(connection)
+            async with asyncio.timeout(0.5):
+                await frontend.generations[-1].closed.wait()
+
+
 async def test_leaving_in_the_middle_of_the_body_is_no_error() -> None:
     """Half a request is nothing: nobody is asked, and the server goes on."""
     frontend = FakeFrontend(silent)
