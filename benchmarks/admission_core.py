@@ -142,12 +142,19 @@ def main() -> int:
         )
     for name, value in parts.items():
         print(f"{name}: {value}")
-    worst = max(float(str(row["with_history_us"])) for row in rows if row["live"] == 64)
+    at_64 = [row for row in rows if row["live"] == 64]
+    worst = max(float(str(row["median_us"])) for row in at_64)
+    known = max(float(str(row["with_history_us"])) for row in at_64)
     ok = worst <= TARGET_DECISION_US and parts["step_time_observe_predict_us"] <= TARGET_STEP_TIME_US
-    print(f"worst median at 64 live: {worst} µs (target {TARGET_DECISION_US:g}): {'ok' if ok else 'MISSED'}")
+    verdict = "ok" if ok else "MISSED"
+    print(f"worst median at 64 live: {worst} µs, {known} with history (target {TARGET_DECISION_US:g}): {verdict}")
     if options.json is not None:
         options.json.write_text(
-            json.dumps({"decisions": rows, **parts, "worst_64_us": worst, "ok": ok}, indent=2) + "\n"
+            json.dumps(
+                {"decisions": rows, **parts, "worst_64_us": worst, "worst_64_with_history_us": known, "ok": ok},
+                indent=2,
+            )
+            + "\n"
         )
     return 0 if ok else 1
 

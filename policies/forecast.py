@@ -142,7 +142,7 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
     for prompt in (*prompts[:place], own, *prompts[place : last + 1]):
         _, _, _, left, before, outputs, prompt_pace, begun, prompt_due = prompt
         free_at = 0.0 if begun else slots.take(slower)
-        at = max(time, free_at)
+        at = time if time > free_at else free_at
         if prompt is own:
             hold = max(free_at, not_before)
             at = max(time, hold)
@@ -151,8 +151,9 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
             context -= rows[gone][1]
             gone += 1
         room, step = _room(state, count, context, tightest, left, before)
-        steps += left / room
-        spent = left / room * step
+        taken = left / room
+        steps += taken
+        spent = taken * step
         end = at + spent
         if prompt is own or delay:
             end += (ceil(steps - 1e-9) - steps) * step
@@ -168,11 +169,13 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
             if delay and end > prompt_due >= state.prompt_s(left, before):
                 victim = max(victim, end - delay)
             time = at + spent
-        slower += max(0.0, spent - left / room * decode)
+        if step > decode:
+            slower += taken * (step - decode)
         slots.give(end + outputs * decode - slower)
         count += 1
         context += before + left
-        tightest = min(tightest, prompt_pace)
+        if prompt_pace < tightest:
+            tightest = prompt_pace
     return hold, start, first_token, victim
 
 
@@ -220,7 +223,10 @@ def _room(
         else:
             slope = state.per_token + state.per_attended * middle
             room = min(room, (spare - state.base - state.per_token * count) / slope) if slope else room
-    room = min(most, max(room, MIN_ROOM))
+    if room < MIN_ROOM:
+        room = MIN_ROOM
+    if room > most:
+        room = most
     dense = state.base + state.per_token * (count + room)
     return room, (dense if dense > state.floor else state.floor) + state.per_attended * room * middle + fixed
 
