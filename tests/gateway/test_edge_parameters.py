@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
 from edge_support import principal, small_model
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.errors import BadRequest
-from gateway.openai import ChatRequest
+from gateway.chat import chat_job
+from gateway.completions import completion_job
+from gateway.decoding import JsonBody
+from gateway.errors import ApiError, BadRequest
+from gateway.openai import ChatRequest, CompletionRequest
 from gateway.parameters import Parameters, check, requests
 from gateway.principal import Principal
+from gateway.serving import Job
 from gateway.settings import EdgeSettings
-from policies.vocabulary import Tier
+from gateway.text.tokenizer import ModelText
+from policies.vocabulary import Request, Tier
 
 MODEL = small_model()
 SETTINGS = EdgeSettings()
@@ -113,3 +123,61 @@ def test_no_number_that_is_not_one_gets_through(name: str, value: float) -> None
     """JSON has no NaN, but nothing relies on that."""
     with pytest.raises(BadRequest, match=name):
         checked(principal(), **{name: value})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = sorted({*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__, "cache_salt"})
+CHAT_BODY = JsonBody(ChatRequest, max_depth=32)
+TEXT_BODY = JsonBody(CompletionRequest, max_depth=32)
+
+
+def serve(raw: bytes, decoder: JsonBody, job_of: Callable[[Any, ModelText, EdgeSettings], Job]) -> list[Request]:
+    """What the edge does with a body, up to admission."""
+    holder = principal(ttft_ms=500.0)
+    body = decoder.decode(raw)
+    job = job_of(body, MODEL, SETTINGS)
+    parameters = check(
+        body, max_tokens=job.max_tokens, logprobs=job.logprobs, model=MODEL, principal=holder, settings=SETTINGS
+    )
+    return requests(
+        parameters,
+        job.tokenise(),
+        id="req-1",
+        model=MODEL,
+        principal=holder,
+        settings=SETTINGS,
+        elapsed_s=0.0,
+        traceparent="",
+        param=job.param,
+    )
+
+
+@given(changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3), chat=st.booleans())
+def test_any_value_in_any_field_is_served_or_refused(changes: dict[str, object], chat: bool) -> None:
+    """Nothing that a client writes into a field is an exception other than an answer, and what gets through packs."""
+    prompt = {"messages": [{"role": "user", "content": "x"}]} if chat else {"prompt": "x"}
+    raw = json.dumps({"model": "demo", **prompt, **changes}).encode()
+    made: list[Request] = []
+    refused: ApiError | None = None
+    try:
+        made = serve(raw, CHAT_BODY, chat_job) if chat else serve(raw, TEXT_BODY, completion_job)
+    except ApiError as error:
+        refused = error
+    if refused is not None:
+        assert refused.status == 400
+        assert msgspec.json.decode(refused.body())["error"]["message"]
+        return
+    assert made
+    assert all(1 <= request.max_tokens <= MODEL.max_context for request in made)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=list[Request]) == made
+
+
+@given(raw=st.binary(max_size=80) | st.text('{}[]",:\\ud8train01e-', max_size=80).map(str.encode))
+def test_any_bytes_are_refused_as_a_bad_request(raw: bytes) -> None:
+    """Garbage is a 400, whatever it is made of."""
+    with pytest.raises(BadRequest):
+        serve(raw, CHAT_BODY, chat_job)
