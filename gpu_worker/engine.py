@@ -103,6 +103,7 @@ def load_engine(
     tokens_per_step: int | None = None,
     max_context: int | None = None,
     threads: int | None = None,
+    mock_step_s: float | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Load the model in `directory` and make it ready to run: weights, KV pools, compiled kernels, self-benchmark.
@@ -119,6 +120,7 @@ def load_engine(
     :param tokens_per_step: tokens at most in a step; by default what the device does efficiently.
     :param max_context: tokens of one request at most; by default, and at most, what the model and the pool allow.
     :param threads: of the CPU device; by default all the process may use.
+    :param mock_step_s: length of every step of the mock device; by default what its timing model says.
     :raises BadModelDirectory: a file or tensor is missing or wrong.
     :raises UnsupportedModel: the architecture, quantisation or a setting is not supported.
     :raises DeviceOutOfMemory: the sizes asked for do not fit.
@@ -127,7 +129,10 @@ def load_engine(
     if device not in ("auto", "cpu", "cuda", "mock"):
         raise UnsupportedModel(f"device {device!r} is unknown; use auto, cpu, cuda or mock")
     if device == "mock":
-        from gpu_worker.mock import MockEngine  # keeps the two engines apart: neither needs the other's imports
+        from gpu_worker.mock import (
+            MockEngine,
+            constant_step_time,
+        )  # keeps the two engines apart: neither needs the other's imports
 
         return MockEngine.load(
             directory,
@@ -137,6 +142,7 @@ def load_engine(
             slots=slots,
             tokens_per_step=tokens_per_step,
             max_context=max_context,
+            step_time=None if mock_step_s is None else constant_step_time(mock_step_s),
             progress=progress,
         )
     if directory is None:

@@ -18,12 +18,21 @@ from gpu_worker.errors import EngineError, StepRefused
 from gpu_worker.slots import Row, SlotTable, StepPlan
 from policies.vocabulary import BLOCK_SIZE, Finish, Sampling, Step, StepDone, StepTimeCoefficients, WorkerSpec
 
-__all__ = ["MOCK_STEP_TIME", "MockEngine", "mock_token"]
+__all__ = ["MOCK_STEP_TIME", "MockEngine", "constant_step_time", "mock_token"]
 
 #: An 8-billion-parameter model on one large GPU, roughly.
 MOCK_STEP_TIME = StepTimeCoefficients(
     floor_s=0.006, base_s=0.004, per_token_s=2.5e-5, per_attended_s=2e-9, per_context_s=2e-8, per_row_s=1e-5
 )
+
+
+def constant_step_time(step_s: float) -> StepTimeCoefficients:
+    """Every step takes so long, whatever is in it: what others add can be told apart."""
+    return StepTimeCoefficients(
+        floor_s=step_s, base_s=0.0, per_token_s=0.0, per_attended_s=0.0, per_context_s=0.0, per_row_s=0.0
+    )
+
+
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 
@@ -89,11 +98,12 @@ class MockEngine:
         slots: int = 64,
         tokens_per_step: int | None = None,
         max_context: int | None = None,
-        step_time: StepTimeCoefficients = MOCK_STEP_TIME,
+        step_time: StepTimeCoefficients | None = None,
         progress: Progress | None = None,
     ) -> MockEngine:
         """A mock of the model in `directory`, of which only config.json is read; without one, of a common shape.
 
+        :param step_time: by default MOCK_STEP_TIME.
         :raises BadModelDirectory: config.json is missing or wrong.
         :raises UnsupportedModel: the engine could not run the model either.
         """
@@ -111,7 +121,7 @@ class MockEngine:
             tokens_per_step=tokens_per_step or 2048,
             max_context=context,
             swap_bytes_per_s=20e9,
-            step_time=step_time,
+            step_time=step_time or MOCK_STEP_TIME,
         )
         if progress is not None:
             progress(1, 1)

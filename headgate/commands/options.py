@@ -51,6 +51,11 @@ _OPTIONS = (
     click.option("--kv-mib", default=0, help="KV cache of a worker, MiB. [default: by what is free]"),
     click.option("--threads", default=0, help="Threads of a CPU worker. [default: cores / workers]"),
     click.option(
+        "--mock-step-ms",
+        default=0.0,
+        help="Length of every step of the mock device. [default: that of a large GPU, by its load]",
+    ),
+    click.option(
         "--preemption",
         default="auto",
         show_default=True,

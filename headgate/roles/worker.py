@@ -68,6 +68,7 @@ def _load_engine(context: RoleContext, progress: Progress) -> Engine:
         slots=settings.slots or 64,
         tokens_per_step=settings.tokens_per_step or None,
         threads=settings.threads or None,
+        mock_step_s=settings.mock_step_ms / 1000 or None,
         progress=progress,
     )
     structlog.get_logger().info("engine loaded", seconds=round(time.monotonic() - began, 2))
