@@ -268,7 +268,7 @@ class Harness:
         assert not self.core.requests()
         assert not self.core.in_flight
         load = self.core.load(self.now, "w")
-        assert (load.free_blocks, load.free_slots, load.requests) == (self.spec.blocks, self.spec.slots, [])
+        assert (load.free_blocks, load.free_slots, load.requests) == (self.spec.blocks, load.slots, [])
         for name, request in self.requests.items():
             expected, finish = reference(request, self.vocabulary)
             seen = self.seen(name)

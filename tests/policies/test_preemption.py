@@ -25,7 +25,7 @@ def test_standing_is_class_then_promise_then_arrival() -> None:
         running_row(4, tier=1),
         running_row(3, tier=2, tpot_s=0.1),
     ]
-    assert [row.sequence for row in sorted(rows[::-1], key=standing)] == [1, 5, 2, 4, 3]
+    assert [row.sequence for row in sorted(rows, key=standing)] == [1, 5, 2, 4, 3]
     assert worst(rows, max_preemptions=2) is rows[-1]
 
 
