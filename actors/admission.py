@@ -83,6 +83,7 @@ class AdmissionActor(Actor):
         self._reservations = Reservations()
         self._deferred: DeferredQueue[_Waiting] = DeferredQueue(size=512)
         self._answers: dict[str, asyncio.Future[Decision]] = {}  # of the deferred
+        self._deciding: dict[str, asyncio.Task[Decision]] = {}
         self._decided: OrderedDict[str, Decision] = OrderedDict()
         self._margins: dict[str, rules.Margin] = {}
         self._history = OutputHistory()
@@ -120,20 +121,33 @@ class AdmissionActor(Actor):
 
     @handles(concurrent=True)
     async def admit(self, msg: Admit, ctx: Context) -> Decision:
-        """Final: a deferred request is answered when it is admitted, or when its time is over."""
+        """Final: a deferred request is answered when it is admitted, or when its time is over.
+
+        The decision outlives the ask: a gateway that heard nothing asks again, and gets the same one.
+        """
+        request_id = msg.request.id
+        decided = self._decided.get(request_id)
+        if decided is not None:
+            return decided
+        deciding = self._deciding.get(request_id)
+        if deciding is None:
+            deciding = self._deciding[request_id] = self.spawn(self._decide(msg))
+        return await asyncio.shield(deciding)
+
+    async def _decide(self, msg: Admit) -> Decision:
         request = msg.request
-        known = self._decided.get(request.id)
-        if known is not None and known.outcome == "admitted":
-            return known
         arrived, arrived_ns = self._clock(), time.time_ns()
-        decision = await self._decide(msg, arrived)
+        decision = await self._reserve(msg, arrived)
         self._decided[request.id] = decision
         if len(self._decided) > _KEPT_DECISIONS:
             self._decided.popitem(last=False)
+        del self._deciding[request.id]
         self._record(request, decision, arrived_ns)
         return decision
 
-    async def _decide(self, msg: Admit, arrived: float) -> Decision:
+    async def _reserve(self, msg: Admit, arrived: float) -> Decision:
+        """Take what it could use from the tenant's limits, then see about its contract; all goes back on a
+        refusal."""
         request = msg.request
         limits = self._limits_of(request.tenant)
         if limits is None:
@@ -143,13 +157,7 @@ class AdmissionActor(Actor):
         if isinstance(grant, Denied):
             return self._denied(request, grant)
         candidate = self._candidate(request, arrived, committed=grant.committed, patience_s=msg.patience_s)
-        try:
-            decision = self._examine(request, candidate)
-            if decision is None:
-                decision = await self._wait(request)
-        except asyncio.CancelledError:
-            limits.cancel(request.id, self._clock())
-            raise
+        decision = self._examine(request, candidate) or await self._wait(request)
         if decision.outcome != "admitted":
             limits.cancel(request.id, self._clock())
         return decision
@@ -367,10 +375,7 @@ class AdmissionActor(Actor):
     @handles
     def cancel(self, msg: Cancel, ctx: Context) -> None:
         """The client left while its request waited here, or before its gateway heard the decision."""
-        self._deferred.remove(msg.request)
-        answer = self._answers.get(msg.request)
-        if answer is not None:
-            answer.cancel()
+        self._answer(msg.request, Decision(outcome="refused", reason="cancelled", message="its client left"))
         tenant = self._reservations.remove(msg.request)
         limits = self._limits.get(tenant) if tenant else None
         if limits is not None:

@@ -47,6 +47,7 @@ __all__ = ["SchedulerActor"]
 
 #: Ended requests remembered, for late questions about them.
 _KEPT_ENDED = 4096
+_EVERY_ATTEMPT = 2**31
 
 Settle = Callable[[UsageSettled], Coroutine[Any, Any, None]]
 
@@ -86,6 +87,7 @@ class SchedulerActor(Actor):
         self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
         self._unplaced: deque[str] = deque()
         self._generated: OrderedDict[str, int] = OrderedDict()  # outputs produced, over all attempts, also of the ended
+        self._over: OrderedDict[str, int] = OrderedDict()  # attempts up to this one are over, or not wanted any more
         self._preemptions: dict[str, list[Preempted]] = {}
         self._leaving: dict[str, list[asyncio.Future[None]]] = {}
         self._orphans: set[str] = set()  # their gateway died: we settle
@@ -93,6 +95,11 @@ class SchedulerActor(Actor):
 
     # --- life
     # ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def links(self) -> list[WorkerLink]:
+        """The workers that are attached."""
+        return list(self._links.values())
 
     async def on_start(self, node: Node) -> None:
         await self.hold(Lease(node, node.name, node.name))  # a standby waits here, and is not spoken to
@@ -113,8 +120,8 @@ class SchedulerActor(Actor):
 
     def _take(self, request: Request) -> None:
         live = self._live.get(request.id)
-        if live is not None and request.attempt <= live.attempt:
-            return
+        if request.attempt <= (live.attempt if live else self._over.get(request.id, 0)):
+            return  # doubled, late, or overtaken by its cancel
         self._note_generated(request.id, len(request.generated) // 4)
         self._live[request.id] = request
         home = self._home.get(request.id)
@@ -147,6 +154,7 @@ class SchedulerActor(Actor):
     @handles(concurrent=True)
     async def cancel(self, msg: Cancel, ctx: Context) -> Cancelled:
         """Answers when no step in flight touches the request any more: its blocks are free by then."""
+        self._note_over(msg.request, _EVERY_ATTEMPT)
         if msg.request in self._live:
             left = asyncio.get_running_loop().create_future()
             self._leaving.setdefault(msg.request, []).append(left)
@@ -221,6 +229,7 @@ class SchedulerActor(Actor):
 
     def _ended(self, request_id: str) -> None:
         request = self._live[request_id]
+        self._note_over(request_id, request.attempt)
         self._forget(request_id)
         for left in self._leaving.pop(request_id, []):
             if not left.done():
@@ -233,6 +242,11 @@ class SchedulerActor(Actor):
         self._live.pop(request_id, None)
         self._home.pop(request_id, None)
         self._preemptions.pop(request_id, None)
+
+    def _note_over(self, request_id: str, attempt: int) -> None:
+        self._over[request_id] = max(attempt, self._over.pop(request_id, 0))
+        if len(self._over) > _KEPT_ENDED:
+            self._over.popitem(last=False)
 
     def _note_generated(self, request_id: str, generated: int) -> None:
         self._generated[request_id] = max(generated, self._generated.pop(request_id, 0))

@@ -54,11 +54,14 @@ class Worker(Actor):
         tracing: Tracing,
         metrics: WorkerMetrics,
         on_failure: Callable[[BaseException], None],
+        device: type[DeviceThread] = DeviceThread,
     ) -> None:
         self._engine = engine
         self._tracing = tracing
         self._metrics = metrics
         self._on_failure = on_failure
+        self._make_device = device
+        self._device: DeviceThread | None = None
         self._log = structlog.get_logger()
         self._session = 0
         self._next = 1  # number of the step wanted
@@ -68,16 +71,18 @@ class Worker(Actor):
 
     async def on_start(self, node: Node) -> None:
         await self.hold(Lease(node, node.name, node.name))
-        self._device = DeviceThread(self._engine, on_result=self._report, on_failure=self._on_failure)
+        self._device = self._make_device(self._engine, on_result=self._report, on_failure=self._on_failure)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._engine.spec.model})
 
     async def on_stop(self) -> None:
-        await self._device.close()
+        if self._device is not None:
+            await self._device.close()
 
     @handles
     async def attach(self, msg: Attach, ctx: Context) -> Attached:
         """Forget everything and serve the sender. The session number is new, so that steps meant for an older one
         are dropped."""
+        assert self._device is not None
         self._session = 0  # results of what is still queued belong to nobody
         await self._device.reset()
         self._session = time.time_ns() // 1_000  # grows across restarts of this process too
@@ -97,6 +102,7 @@ class Worker(Actor):
             self._next += 1
             for row in msg.step.new:
                 self._rows[row.slot] = _RowTrace(row, time.time_ns())
+            assert self._device is not None
             self._device.submit(msg.step)
         elif number > self._next:
             self.node.tell_soon(self._scheduler, StepRefused(session=self._session, wanted=self._next))

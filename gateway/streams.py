@@ -8,53 +8,30 @@ a request again (see gateway/stream.py), or asks where a silent one is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry
 
-from actors.messages import (
-    Accepted,
-    Admit,
-    Cancel,
-    Cancelled,
-    Decision,
-    Explain,
-    Exposition,
-    HandBack,
-    Live,
-    Load,
-    Quota,
-    QuotaQuery,
-    ReportLive,
-    Settle,
-    Submit,
-    Tokens,
-    Where,
-    Whereabouts,
-)
-from actors.runtime import Actor, ActorError, Context, Failed, Node, Peer, Watch, handles, heartbeat
-from gateway.generation import Delivery, Generation, GenerationFailed, Refused
+from actors.messages import Decision, Exposition, HandBack, Live, Load, Quota, ReportLive, Settle, Tokens
+from actors.runtime import Actor, Context, Node, Peer, Watch, handles, heartbeat
+from gateway.asking import AskAdmission, AskScheduler
+from gateway.generation import Generation, GenerationFailed, Refused
+from gateway.open_stream import OpenStream
+from gateway.stack_view import StackView
 from gateway.stream import Stream, Took
 from gateway.text.tokenizer import ModelText
 from gateway.usage_log import UsageLog
-from observability.merge import merged
 from policies.vocabulary import Finish, Request
 
 __all__ = ["GatewayActor"]
 
 #: A stream that is silent for so long is asked about.
 _SILENT_S = 1.0
-#: So long a scheduler may be away before streams are given up.
-_PATIENCE_S = 60.0
-#: So long a new request waits for an admission actor that restarts.
-_ADMISSION_AWAY_S = 5.0
-#: Metrics of a process that told none for so long are left out.
-_EXPOSITION_STALE_S = 10.0
+#: Requests for which stray tokens were answered with a cancel already.
+_KEPT_STRAYS = 4096
 
 
 class GatewayActor(Actor):
@@ -66,27 +43,27 @@ class GatewayActor(Actor):
     def __init__(
         self, *, models: Mapping[str, ModelText], usage: UsageLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._models = models
+        self.view = StackView(models, clock)
         self._usage = usage
         self._clock = clock
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenStream] = {}
         self._all_over = asyncio.Event()
         self._endings: set[asyncio.Task[None]] = set()
         self._scheduler_epochs: dict[str, int] = {}
-        self._loads: dict[str, Load] = {}
-        self._load_at: dict[str, float] = {}
-        self._expositions: dict[str, tuple[float, bytes]] = {}
+        self._strays: set[str] = set()
         self._log = structlog.get_logger()
 
     # --- life
     # ---------------------------------------------------------------------------------------------------------
 
     async def on_start(self, node: Node) -> None:
+        self._admission = AskAdmission(node, self._clock)
+        self._schedulers = AskScheduler(node, self._clock)
         await Watch("scheduler", on_alive=self._scheduler_alive, on_death=lambda death: None).start(self)
-        await self.listen("scheduler", Load, self._heard_load)
+        await self.listen("scheduler", Load, self.view.heard_load)
         for role in ("admission", "scheduler", "worker", "ledger"):
-            await self.listen(role, Exposition, self._heard_metrics)
-        await self.listen("admission", ReportLive, self._report_asked)
+            await self.listen(role, Exposition, self.view.heard_metrics)
+        await self.listen("admission", ReportLive, lambda msg, ctx: self.node.keep(self._report_live()))
         heartbeat(self, info=self._info)
         self.every(1.0, self._report_live)
         self.every(0.25, self._ask_about_silent)
@@ -100,21 +77,15 @@ class GatewayActor(Actor):
         await asyncio.gather(*(opened.close() for opened in list(self._open.values())))
         await asyncio.gather(*self._endings)
 
-    def ending(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _info(self) -> dict[str, object]:
+        return {"pid": os.getpid(), "state": "starting" if self.not_ready() else "ready"}
+
+    def _ending(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the end of a request to its own end: neither its client nor the drain may cut it short."""
         task = asyncio.create_task(coroutine)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
         return task
-
-    def forget(self, request_id: str) -> None:
-        """A request that was refused leaves nothing behind."""
-        self._open.pop(request_id, None)
-        if not self._open:
-            self._all_over.set()
-
-    def _info(self) -> dict[str, object]:
-        return {"pid": os.getpid(), "state": "ready" if not self.not_ready() else "starting"}
 
     # --- the frontend
     # -------------------------------------------------------------------------------------------------
@@ -125,58 +96,31 @@ class GatewayActor(Actor):
             raise Refused(Decision(outcome="refused", reason="unavailable", message=why, retry_after_s=1.0))
         arrived = self._clock()
         deadline = None if request.ttft_s is None else arrived + request.ttft_s
-        opened = _Open(self, Stream(request, arrived, deadline, heard=arrived))
+        opened = OpenStream(Stream(request, arrived, deadline, heard=arrived), finish=self._finish)
         self._all_over.clear()
         self._open[request.id] = opened  # before asking: tokens may overtake the decision
         try:
-            decision = await self._ask_admission(request, patience_s=patience_s, retries=retries)
-            if decision.outcome != "admitted":
-                raise Refused(decision)
-            opened.decision = decision
-            opened.admitted = True
+            opened.decision = await self._admission.admit(request, patience_s=patience_s, retries=retries)
+            if opened.decision.outcome != "admitted":
+                self._forget(request.id)
+                raise Refused(opened.decision)
+            opened.is_admitted = True
             await self._usage.opened(request, key=key)
-        except BaseException as error:
-            self.ending(opened.withdraw(refused=isinstance(error, Refused)))
+        except BaseException:
+            opened.is_closed = True
+            if request.id in self._open:
+                self._ending(self._end(opened, Finish.cancelled) if opened.is_admitted else self._withdraw(request))
             raise
         return opened
 
-    async def _ask_admission(self, request: Request, *, patience_s: float, retries: int) -> Decision:
-        """Ask until there is an answer: admission may be restarting. The same request asked twice is reserved
-        once."""
-        asked = self._clock()
-        while True:
-            waited = self._clock() - asked
-            message = Admit(request=request, patience_s=patience_s - waited, retries=retries)
-            try:
-                return await self.node.ask(
-                    "admission.any", message, want=Decision, timeout_s=max(0.1, patience_s - waited + 1.0)
-                )
-            except ActorError as error:
-                if self._clock() - asked > min(_ADMISSION_AWAY_S, patience_s):
-                    why = f"the admission service does not answer ({error})"
-                    raise Refused(
-                        Decision(outcome="refused", reason="unavailable", message=why, retry_after_s=1.0)
-                    ) from error
-            await asyncio.sleep(0.05)
-
     async def explain(self, request: Request) -> Decision:
-        return await self.node.ask("admission.any", Explain(request=request), want=Decision, timeout_s=2.0)
+        return await self._admission.explain(request)
 
     async def quota(self, tenant: str) -> Quota | None:
-        try:
-            return await self.node.ask("admission.any", QuotaQuery(tenant=tenant), want=Quota, timeout_s=0.5)
-        except ActorError:
-            return None
+        return await self._admission.quota(tenant)
 
     def not_ready(self) -> list[str]:
-        reasons = [] if self.node.transport.is_connected else ["not connected to NATS"]
-        for model in self._models:
-            load = self._loads.get(model)
-            if load is None or self._clock() - self._load_at[model] > 2.0:
-                reasons.append(f"no scheduler for model {model}")
-            elif not load.workers:
-                reasons.append(f"no worker for model {model}")
-        return reasons
+        return self.view.not_ready(is_connected=self.node.transport.is_connected)
 
     # --- tokens
     # -------------------------------------------------------------------------------------------------------
@@ -187,21 +131,33 @@ class GatewayActor(Actor):
         for i, request in enumerate(msg.requests):
             opened = self._open.get(request)
             if opened is None:
+                self._cancel_stray(request)
                 continue
             logprobs = msg.logprobs.get(i) if msg.logprobs else None
-            took = opened.stream.take(msg.attempts[i], msg.indices[i], msg.tokens[i], msg.finished[i], logprobs, now)
+            index = msg.indices[i]
+            took = opened.stream.take(msg.attempts[i], index, msg.tokens[i], msg.finished[i], logprobs, now)
             if took is Took.new:
-                if i in msg.cached and msg.indices[i] == 0:
-                    opened.cached_tokens = msg.cached[i]
-                opened.wake.set()
+                if index == 0:
+                    opened.cached_tokens = msg.cached.get(i, 0)
+                opened.wake()
             elif took is Took.gap:
                 self._resume(opened, "a token was lost")
+
+    def _cancel_stray(self, request: str) -> None:
+        """Tokens for nobody: a cancel was lost, or it overtook the submit."""
+        if request in self._strays:
+            return
+        if len(self._strays) >= _KEPT_STRAYS:
+            self._strays.clear()
+        self._strays.add(request)
+        for model in self._scheduler_epochs:
+            self._schedulers.cancel_soon(model, request)
 
     @handles
     def hand_back(self, msg: HandBack, ctx: Context) -> None:
         for request, attempt, error in zip(msg.requests, msg.attempts, msg.errors, strict=True):
             opened = self._open.get(request)
-            if opened is None or opened.stream.request.attempt != attempt:
+            if opened is None or opened.request.attempt != attempt:
                 continue
             if error:
                 opened.fail(error)
@@ -217,57 +173,45 @@ class GatewayActor(Actor):
         self._scheduler_epochs[model] = peer.epoch
         if known:
             for opened in list(self._open.values()):
-                if opened.admitted and opened.stream.request.model == model:
+                if opened.is_admitted and opened.request.model == model:
                     self._resume(opened, "the scheduler is new")
 
-    def _resume(self, opened: _Open, why: str) -> None:
+    def _resume(self, opened: OpenStream, why: str) -> None:
         request = opened.stream.resume(self._clock())
         if request is None:
-            opened.wake.set()
+            opened.wake()
             return
-        self._log.info(
-            "resumed", request_id=request.id, attempt=request.attempt, tokens=len(request.generated) // 4, why=why
-        )
+        seen = len(request.generated) // 4
+        self._log.info("resumed", request_id=request.id, attempt=request.attempt, tokens=seen, why=why)
         self.spawn(self._submit(opened, request))
 
-    async def _submit(self, opened: _Open, request: Request) -> None:
-        """Until the scheduler has it, or a newer attempt replaced it, or patience is over."""
-        until = self._clock() + _PATIENCE_S
-        while self._clock() < until:
-            if opened.stream.over or opened.stream.request.attempt != request.attempt or opened.closed:
-                return
-            try:
-                await self.node.ask(f"scheduler.{request.model}", Submit(request=request), want=Accepted, timeout_s=1.0)
-                return
-            except Failed as error:
-                opened.fail(str(error))
-                return
-            except ActorError:
-                await asyncio.sleep(0.1)
-        opened.fail(f"no scheduler for model {request.model} for {_PATIENCE_S:.0f} s")
+    async def _submit(self, opened: OpenStream, request: Request) -> None:
+        def is_wanted() -> bool:
+            return not (opened.stream.over or opened.is_closed or opened.request.attempt != request.attempt)
+
+        try:
+            await self._schedulers.submit(request, is_wanted=is_wanted)
+        except GenerationFailed as error:
+            opened.fail(str(error))
 
     async def _ask_about_silent(self) -> None:
         now = self._clock()
-        silent: dict[str, list[_Open]] = {}
+        silent: dict[str, list[OpenStream]] = {}
         for opened in self._open.values():
-            if opened.admitted and not opened.stream.over and now - opened.stream.heard > _SILENT_S:
-                silent.setdefault(opened.stream.request.model, []).append(opened)
+            if opened.is_admitted and not opened.stream.over and now - opened.stream.heard > _SILENT_S:
+                silent.setdefault(opened.request.model, []).append(opened)
         for model, streams in silent.items():
             await self._ask_where(model, streams)
 
-    async def _ask_where(self, model: str, streams: list[_Open]) -> None:
-        had = [(opened.stream.request.attempt, len(opened.stream.tokens)) for opened in streams]
-        ids = [opened.stream.request.id for opened in streams]
-        try:
-            found = await self.node.ask(f"scheduler.{model}", Where(requests=ids), want=Whereabouts, timeout_s=1.0)
-        except ActorError:
-            return  # asked again soon, or its successor makes itself known
-        for opened, (attempt, tokens), live, generated in zip(
-            streams, had, found.attempts, found.generated, strict=True
-        ):
-            moved = (opened.stream.request.attempt, len(opened.stream.tokens)) != (attempt, tokens)
-            if moved or opened.stream.over:
+    async def _ask_where(self, model: str, streams: list[OpenStream]) -> None:
+        had = [(opened.request.attempt, len(opened.stream.tokens)) for opened in streams]
+        found = await self._schedulers.where(model, [opened.request.id for opened in streams])
+        if found is None:
+            return  # asked again soon; or its successor makes itself known
+        for opened, asked, live, generated in zip(streams, had, found.attempts, found.generated, strict=True):
+            if opened.stream.over or (opened.request.attempt, len(opened.stream.tokens)) != asked:
                 continue
+            attempt, tokens = asked
             if live < attempt or generated > tokens:
                 self._resume(opened, "unknown to the scheduler" if live < attempt else "tokens were lost")
             else:
@@ -276,69 +220,43 @@ class GatewayActor(Actor):
     # --- the end
     # ------------------------------------------------------------------------------------------------------
 
-    async def finish(self, opened: _Open, finish: Finish) -> None:
-        """End a generation: off the device, settled with admission and in the usage stream."""
-        stream = opened.stream
-        request = stream.request
+    async def _finish(self, opened: OpenStream, finish: Finish) -> None:
+        await asyncio.shield(self._ending(self._end(opened, finish)))
+
+    async def _end(self, opened: OpenStream, finish: Finish) -> None:
+        """Off the device, settled with admission and in the usage stream."""
+        stream, request = opened.stream, opened.request
         output = len(stream.tokens)
         if not stream.over:
             stream.finish = finish
-            try:
-                cancelled = await self.node.ask(
-                    f"scheduler.{request.model}", Cancel(request=request.id), want=Cancelled, timeout_s=2.0
-                )
-                output = max(output, cancelled.generated)
-            except ActorError as error:
-                self._log.warning("cancel was not confirmed", request_id=request.id, error=str(error))
-        self.forget(request.id)
-        attained = opened.attained() if finish != Finish.cancelled else None
-        prompt = len(request.prompt) // 4
-        self.node.tell_soon(
-            "admission.any",
-            Settle(
-                request=request.id,
-                tenant=request.tenant,
-                prompt_tokens=prompt,
-                output_tokens=output,
-                ttft_s=stream.ttft_s,
-                tpot_s=stream.tpot_s,
-                attained=attained,
-            ),
+            output = max(output, await self._schedulers.cancel(request.model, request.id) or 0)
+        self._forget(request.id)
+        settle = Settle(
+            request=request.id,
+            tenant=request.tenant,
+            prompt_tokens=opened.prompt_tokens,
+            output_tokens=output,
+            ttft_s=stream.ttft_s,
+            tpot_s=stream.tpot_s,
+            attained=None if finish == Finish.cancelled else opened.attained(),
         )
+        self.node.tell_soon("admission.any", settle)
         await self._usage.settled(request, output_tokens=output, cached_tokens=opened.cached_tokens, finish=finish)
 
-    async def retract(self, opened: _Open) -> None:
+    async def _withdraw(self, request: Request) -> None:
         """It was never admitted, as far as we know: make sure that nothing of it stays anywhere."""
-        request = opened.stream.request
-        self.node.tell_soon("admission.any", Cancel(request=request.id))
-        with contextlib.suppress(ActorError):  # a scheduler that died has nothing of it
-            await self.node.ask(f"scheduler.{request.model}", Cancel(request=request.id), want=Cancelled, timeout_s=2.0)
-        self.forget(request.id)
+        self._admission.withdraw(request.id)
+        await self._schedulers.cancel(request.model, request.id)
+        self._forget(request.id)
 
-    # --- reports
-    # ------------------------------------------------------------------------------------------------------
-
-    def _heard_load(self, load: Load, ctx: Context) -> None:
-        self._loads[load.model] = load
-        self._load_at[load.model] = self._clock()
-        served = max((worker.max_context for worker in load.workers), default=0)
-        if served:
-            self._models[load.model].max_context = served
-
-    def _heard_metrics(self, exposition: Exposition, ctx: Context) -> None:
-        self._expositions[ctx.sender] = (self._clock(), exposition.text)
-
-    def exposition(self, own: CollectorRegistry) -> tuple[bytes, str]:
-        """The body of /metrics and its content type: ours, and what every other process told lately."""
-        since = self._clock() - _EXPOSITION_STALE_S
-        self._expositions = {name: told for name, told in self._expositions.items() if told[0] > since}
-        return merged(own, {name: text for name, (_, text) in self._expositions.items()})
-
-    def _report_asked(self, msg: ReportLive, ctx: Context) -> None:
-        self.spawn(self._report_live())
+    def _forget(self, request_id: str) -> None:
+        self._open.pop(request_id, None)
+        if not self._open:
+            self._all_over.set()
 
     async def _report_live(self) -> None:
-        requests = [opened.stream.request for opened in self._open.values() if opened.admitted]
+        """For admission, which may have restarted, or missed the end of one."""
+        requests = [opened.request for opened in self._open.values() if opened.is_admitted]
         live = Live(
             gateway=self.node.instance,
             requests=[request.id for request in requests],
@@ -346,73 +264,3 @@ class GatewayActor(Actor):
             tokens=[len(request.prompt) // 4 + request.max_tokens for request in requests],
         )
         await self.node.publish(self.role, live)
-
-
-class _Open:
-    """A `Generation`: a stream, and the task that reads it."""
-
-    def __init__(self, actor: GatewayActor, stream: Stream) -> None:
-        self._actor = actor
-        self.stream = stream
-        self.wake = asyncio.Event()
-        self.decision = Decision(outcome="")
-        self.admitted = False
-        self.closed = False
-        self.cached_tokens = 0
-
-    @property
-    def request(self) -> Request:
-        return self.stream.request
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.stream.request.prompt) // 4
-
-    async def deliveries(self) -> AsyncIterator[Delivery]:
-        sent = 0
-        stream = self.stream
-        while True:
-            await self.wake.wait()
-            self.wake.clear()
-            if stream.error:
-                raise GenerationFailed(stream.error)
-            until = len(stream.tokens)
-            if until > sent or stream.over:
-                yield Delivery(stream.tokens[sent:until], stream.finish, stream.logprobs[sent:until])
-                sent = until
-            if stream.over:
-                return
-
-    def fail(self, error: str) -> None:
-        if not self.stream.over:
-            self.stream.error = error
-        self.wake.set()
-
-    def attained(self) -> bool | None:
-        """Whether the contract was kept; None where there was none."""
-        request, stream = self.stream.request, self.stream
-        if stream.deadline is None and request.tpot_s is None:
-            return None
-        if stream.error or stream.first_token is None:
-            return False
-        in_time = stream.deadline is None or stream.first_token <= stream.deadline
-        tpot_s = stream.tpot_s
-        return in_time and (request.tpot_s is None or tpot_s is None or tpot_s <= request.tpot_s)
-
-    async def close(self, finish: Finish = Finish.cancelled) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        stream = self.stream
-        ended = Finish.error if stream.error else stream.finish if stream.finish != Finish.none else finish
-        await asyncio.shield(self._actor.ending(self._actor.finish(self, ended)))
-
-    async def withdraw(self, *, refused: bool) -> None:
-        """The request was not admitted, or its client left before that was known."""
-        self.closed = True
-        if refused:
-            self._actor.forget(self.stream.request.id)
-        elif self.admitted:
-            await self._actor.finish(self, Finish.cancelled)
-        else:
-            await self._actor.retract(self)

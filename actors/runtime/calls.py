@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from actors.runtime.errors import ActorError, Gap
-from actors.runtime.message import Envelope
+import msgspec
+
+from actors.runtime.errors import ActorError, Failed, Gap
+from actors.runtime.message import Envelope, Failure, Kind
 
 __all__ = ("PendingAsk", "PendingStream")
+
+_failures = msgspec.msgpack.Decoder(Failure)
 
 
 class PendingAsk:
@@ -38,10 +42,16 @@ class PendingAsk:
 class PendingStream:
     """Waits for many envelopes; at most `window` are unread, since the producer needs credit for each."""
 
-    __slots__ = ("_error", "_loop", "_queue", "_waiter", "_window", "subject")
+    __slots__ = ("_error", "_loop", "_queue", "_waiter", "_window", "granted", "is_open", "read", "subject")
 
     def __init__(self, subject: str, loop: asyncio.AbstractEventLoop, *, window: int) -> None:
         self.subject = subject
+        #: Items handed to the reader.
+        self.read = 0
+        #: Items the producer may send in all.
+        self.granted = window
+        #: Whether the producer may still be at work.
+        self.is_open = True
         self._loop = loop
         self._window = window
         self._queue: deque[Envelope] = deque()
@@ -62,14 +72,45 @@ class PendingStream:
         self._wake()
 
     async def next(self, *, timeout_s: float) -> Envelope | None:
-        """The next envelope in order of arrival; None if none came in time. :raises ActorError: what it failed with."""
+        """The next item; None at the end.
+
+        :raises TimeoutError: nothing came in time.
+        :raises ActorError: an item was lost, or what the stream failed with.
+        """
+        while True:
+            envelope = await self._arrival(timeout_s)
+            kind, index = envelope.meta.kind, envelope.meta.index
+            if kind == Kind.END:
+                self.is_open = False
+                if index != self.read:
+                    raise Gap(self.read + 1, None)
+                return None
+            if kind == Kind.ERROR:
+                self.is_open = False
+                error = _failures.decode(envelope.body).error()
+                # Our credit found no producer any more: it has ended, and the end was lost.
+                was_over = isinstance(error, Failed) and error.reason == "unknown-stream"
+                raise Gap(self.read + 1, None) if was_over else error
+            if index <= self.read:
+                continue  # a repetition
+            if index != self.read + 1:
+                raise Gap(self.read + 1, index)
+            self.read = index
+            return envelope
+
+    def renew_credit(self) -> bool:
+        """Grant another window once half of it is read; returns whether the producer is to be told."""
+        if self.granted - self.read > self._window // 2:
+            return False
+        self.granted = self.read + self._window
+        return True
+
+    async def _arrival(self, timeout_s: float) -> Envelope:
         if not self._queue and self._error is None:
             self._waiter = self._loop.create_future()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._waiter
-            except TimeoutError:
-                return None
             finally:
                 self._waiter = None
         if self._queue:

@@ -12,14 +12,14 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from actors.runtime.actor import Actor, Context, Handler, current_context
+from actors.runtime.actor import Actor, Context, current_context
 from actors.runtime.errors import ActorError, Busy, Crashed, DeadlineExceeded, Failed, LeaseLost
-from actors.runtime.fencing import Sequences
-from actors.runtime.message import Kind, Message, Meta, decode_envelope, tag_of, wire_tag
+from actors.runtime.message import Kind, Message, Meta, decode_envelope, tag_of
+from actors.runtime.opening import Opened, Opener, Parcel
 from actors.runtime.tracing import consumer_span
 
 if TYPE_CHECKING:
@@ -27,22 +27,6 @@ if TYPE_CHECKING:
     from actors.runtime.transport import Subscription
 
 __all__ = ("ActorHost",)
-
-
-class _Opened(NamedTuple):
-    handler: Handler
-    message: Message
-    ctx: Context
-
-
-class _Parcel(NamedTuple):
-    """A message that waits; decoded only when its turn comes."""
-
-    meta: Meta
-    body: msgspec.Raw
-    reply: str
-    arrived_s: float
-    is_direct: bool
 
 
 class _Call:
@@ -63,13 +47,11 @@ class ActorHost:
     def __init__(self, node: Node, actor: Actor) -> None:
         self._node = node
         self._actor = actor
-        self._decoder = actor.decoder()
-        self._known_tags = {tag_of(message_type) for message_type in actor.handlers}
+        self._opener = Opener(node, actor)
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Parcel | _Opened] = deque()
+        self._queue: deque[Parcel | Opened] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._calls: dict[str, _Call] = {}
-        self._sequences = Sequences()
         self._idle: asyncio.Future[None] | None = None
         self._is_handling = False
         self._is_started = False
@@ -189,9 +171,8 @@ class ActorHost:
         error = self._parting()
         while self._queue:
             parcel = self._queue.popleft()
-            reply = parcel.ctx.reply if isinstance(parcel, _Opened) else parcel.reply
-            if reply:
-                self._node.refuse(reply, error)
+            if parcel.reply:
+                self._node.refuse(parcel.reply, error)
 
     # Intake: no waiting here
 
@@ -224,11 +205,15 @@ class ActorHost:
             if reply:
                 node.refuse(reply, Busy(f"the mailbox of {node.name} is full ({self._actor.mailbox})"))
             return
-        parcel = _Parcel(meta, body, reply, self._loop.time(), is_direct)
+        parcel = Parcel(meta, body, reply, self._loop.time(), is_direct)
         if self._idle is None:
             self._queue.append(parcel)
             return
-        opened = self._open(parcel)
+        try:
+            opened = self._opener.open(parcel)
+        except Exception as error:  # of the actor's on_gap
+            self._fail(error)
+            return
         if opened is None:
             return
         if opened.handler.is_sync:
@@ -247,7 +232,7 @@ class ActorHost:
     def _control(self, meta: Meta) -> None:
         call = self._calls.get(meta.call)
         if meta.kind == Kind.CREDIT:
-            if call is None and not any(_reply_of(parcel) == meta.call for parcel in self._queue):
+            if call is None and not any(parcel.reply == meta.call for parcel in self._queue):
                 self._node.refuse(meta.call, Failed("unknown-stream"))
             elif call is not None:
                 call.credit = max(call.credit, meta.index)
@@ -258,7 +243,7 @@ class ActorHost:
             call.scope.reschedule(self._loop.time())
             return
         for parcel in self._queue:
-            if _reply_of(parcel) == meta.call:
+            if parcel.reply == meta.call:
                 self._queue.remove(parcel)
                 return
 
@@ -268,7 +253,7 @@ class ActorHost:
         while True:
             while self._queue:
                 item = self._queue.popleft()
-                opened = item if isinstance(item, _Opened) else self._open(item)
+                opened = item if isinstance(item, Opened) else self._opener.open(item)
                 if opened is None:
                     continue
                 if opened.handler.is_sync:
@@ -287,45 +272,7 @@ class ActorHost:
             self._idle = self._loop.create_future()
             await self._idle
 
-    def _open(self, parcel: _Parcel) -> _Opened | None:
-        """Everything that can keep a message from its handler."""
-        node, meta = self._node, parcel.meta
-        missed = 0
-        if parcel.is_direct:
-            missed = self._sequences.missed(meta)
-            if missed < 0:
-                node.dead_letter("duplicate", sender=meta.sender)
-                return None
-            if missed:
-                node.missed += missed
-                self._actor.on_gap(meta.sender, missed)
-        deadline = math.inf
-        if meta.remaining_s is not None:
-            deadline = parcel.arrived_s + meta.remaining_s
-            if deadline <= self._loop.time():
-                node.dead_letter("expired", sender=meta.sender)
-                if parcel.reply:
-                    node.refuse(parcel.reply, DeadlineExceeded(f"expired in the mailbox of {node.name}"))
-                return None
-        try:
-            message = self._decoder.decode(parcel.body)
-        except msgspec.MsgspecError as error:
-            tag = wire_tag(parcel.body)
-            reason = "undecodable" if tag is None or tag in self._known_tags else "unknown-message"
-            node.dead_letter(reason, sender=meta.sender, tag=tag, error=str(error))
-            if parcel.reply:
-                node.refuse(parcel.reply, Failed(reason, f"{tag}: {error}"))
-            return None
-        if meta.epoch and not node.fences.admits(meta.fence, meta.epoch) and message.fenced:
-            node.dead_letter("stale-epoch", sender=meta.sender, fence=meta.fence, epoch=meta.epoch)
-            if parcel.reply:
-                detail = f"{meta.fence} is at epoch {node.fences.highest(meta.fence)}, this is from {meta.epoch}"
-                node.refuse(parcel.reply, Failed("stale-epoch", detail))
-            return None
-        ctx = Context(node, self._loop, meta, reply=parcel.reply, deadline=deadline, missed=missed)
-        return _Opened(self._actor.handlers[type(message)], message, ctx)
-
-    def _call(self, opened: _Opened) -> None:
+    def _call(self, opened: Opened) -> None:
         """Run a plain function."""
         handler, message, ctx = opened
         try:
@@ -338,7 +285,7 @@ class ActorHost:
             self._crashed(ctx, error)
             self._fail(error)
 
-    def _start(self, opened: _Opened) -> None:
+    def _start(self, opened: Opened) -> None:
         """Run a handler as its own task."""
         task = self._group.create_task(self._handle(opened))
         self._running.add(task)
@@ -352,7 +299,7 @@ class ActorHost:
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
 
-    async def _handle(self, opened: _Opened) -> None:
+    async def _handle(self, opened: Opened) -> None:
         """Run a coroutine handler or a generator under its deadline, and answer whoever waits."""
         handler, message, ctx = opened
         token = current_context.set(ctx)
@@ -423,10 +370,6 @@ class ActorHost:
         self._crash = self._crash or error
         if ctx.reply:
             self._node.refuse(ctx.reply, Crashed(f"{self._node.name}: {_describe(error)}"))
-
-
-def _reply_of(parcel: _Parcel | _Opened) -> str:
-    return parcel.ctx.reply if isinstance(parcel, _Opened) else parcel.reply
 
 
 def _describe(error: BaseException) -> str:

@@ -16,8 +16,8 @@ import contextlib
 import math
 import re
 import secrets
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -26,6 +26,7 @@ import structlog
 from opentelemetry.trace import Tracer
 
 from actors.runtime.actor import Actor, Context, current_context
+from actors.runtime.bus import Bus
 from actors.runtime.calls import PendingAsk, PendingStream
 from actors.runtime.errors import (
     ActorError,
@@ -33,13 +34,12 @@ from actors.runtime.errors import (
     Disconnected,
     Failed,
     Forbidden,
-    Gap,
-    MessageTooLarge,
     NoRoute,
 )
 from actors.runtime.fencing import Fences
 from actors.runtime.host import ActorHost
 from actors.runtime.message import Envelope, Failure, Kind, Message, Meta, decode_envelope, pack
+from actors.runtime.outbox import Outbox
 from actors.runtime.tracing import inject
 from actors.runtime.transport import Delivered, Subscription, Transport
 
@@ -55,7 +55,8 @@ DEFAULT_TIMEOUT_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _REF = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _MAX_ROUTES = 65536
-_MAX_BACKLOG = 1024
+#: A stream that is silent for so long is asked whether it still is.
+_STREAM_IDLE_S = 1.0
 
 
 class _Route:
@@ -101,11 +102,9 @@ class Node:
         self._inbox = f"_R.{self.name}.ask."  # apart from the inboxes that JetStream makes under the same prefix
         self._hosts: set[ActorHost] = set()
         self._leases: list[Lease] = []
-        self._bus: dict[str, list[tuple[msgspec.msgpack.Decoder[Any], Callable[[Any, Context], None]]]] = {}
-        self._subscribed: set[str] = set()
+        self._bus = Bus(self)
+        self._outbox = Outbox(self, on_unsent=self._on_unsent)
         self._decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
-        self._kept: set[asyncio.Task[None]] = set()
-        self._backlog: deque[tuple[str, bytes]] = deque()
         self._last_logged_s = -math.inf
 
     # Life
@@ -133,8 +132,7 @@ class Node:
             host.stop()
         for call in list(self._pending.values()):
             call.fail(Disconnected(f"{self.name} was closed"))
-        if self._kept:
-            await asyncio.wait(self._kept, timeout=1.0)
+        await self._outbox.close(1.0)
         await self.transport.close()
 
     async def drain(self, timeout_s: float = 10.0) -> None:
@@ -196,13 +194,7 @@ class Node:
         if message.trace and not traceparent:
             traceparent = inject()
         payload = self._pack(Kind.TELL, message, route.sequence, timeout_s, traceparent)
-        if self._backlog:
-            self._post(route.subject, payload)
-            return
-        try:
-            await self.transport.publish(route.subject, payload)
-        except Disconnected as error:
-            self.dead_letter("unsent", to=ref, error=str(error))
+        await self._outbox.publish(route.subject, payload)
 
     def tell_soon(self, ref: str, message: Message, *, timeout_s: float | None = None, traceparent: str = "") -> None:
         """`tell` for callers that cannot await, cheaper by a coroutine. Order among `tell` and `tell_soon` is kept.
@@ -213,7 +205,7 @@ class Node:
         route.sequence += 1
         if message.trace and not traceparent:
             traceparent = inject()
-        self._post(route.subject, self._pack(Kind.TELL, message, route.sequence, timeout_s, traceparent))
+        self._outbox.post(route.subject, self._pack(Kind.TELL, message, route.sequence, timeout_s, traceparent))
 
     async def publish(self, topic: str, message: Message) -> None:
         """Tell everybody who subscribed to the topic. Lossy, like `tell`."""
@@ -255,8 +247,7 @@ class Node:
         window: int = 64,
         traceparent: str = "",
     ) -> AsyncGenerator[M, None]:
-        """Iterate over a streaming reply, in order and without loss. At most `window` items are sent ahead of the
-        reader.
+        """Iterate over a streaming reply, in order and without loss. At most `window` items are ahead of the reader.
 
         `timeout_s` is for the whole of it. Leaving the loop cancels the generator at the other end: when this one is
         closed, at the latest by the garbage collector; use `contextlib.aclosing` to have it at once.
@@ -265,48 +256,31 @@ class Node:
         """
         remaining_s = self._remaining(timeout_s)
         deadline_s = self._loop.time() + remaining_s
+        role = ref.partition(".")[0]
         call = PendingStream(self._route(ref).subject, self._loop, window=window)
         token, reply = self._expect(call)
-        read, granted, is_open = 0, window, True
         try:
             await self._send_call(Kind.STREAM, ref, message, reply, remaining_s, traceparent, credit=window)
             while True:
                 left_s = deadline_s - self._loop.time()
-                envelope = await call.next(timeout_s=max(0.0, min(left_s, 1.0)))
-                if envelope is None:
-                    if left_s <= 1.0:
-                        raise DeadlineExceeded(f"the stream from {ref} took longer than {remaining_s:.3f} s")
+                try:
+                    envelope = await call.next(timeout_s=max(0.0, min(left_s, _STREAM_IDLE_S)))
+                except TimeoutError:
+                    if left_s <= _STREAM_IDLE_S:
+                        raise DeadlineExceeded(f"the stream from {ref} took longer than {remaining_s:.3f} s") from None
                     # The last credit, or the end, may have been lost; the answer to this tells which.
-                    self._control(Kind.CREDIT, ref, reply, index=granted)
+                    self._control(Kind.CREDIT, ref, reply, index=call.granted)
                     continue
-                kind, index = envelope.meta.kind, envelope.meta.index
-                if kind == Kind.END:
-                    is_open = False
-                    if index != read:
-                        raise Gap(read + 1, None)
+                if envelope is None:
                     return
-                if kind == Kind.ERROR:
-                    is_open = False
-                if kind != Kind.ITEM:
-                    error = self._decoder(Failure).decode(envelope.body).error()
-                    raise (
-                        Gap(read + 1, None) if isinstance(error, Failed) and error.reason == "unknown-stream" else error
-                    )
-                if index <= read:
-                    continue  # a repetition
-                if index != read + 1:
-                    raise Gap(read + 1, index)
-                item = self._read(envelope, want)
-                read += 1
-                if not ref.endswith(f".{_instance(envelope.meta.sender)}"):
-                    ref = f"{ref.partition('.')[0]}.{_instance(envelope.meta.sender)}"
-                yield item
-                if granted - read <= window // 2:
-                    granted = read + window
-                    self._control(Kind.CREDIT, ref, reply, index=granted)
+                # From here on it is known which of the role has taken it.
+                ref = f"{role}.{envelope.meta.sender.partition('.')[2]}"
+                yield self._read(envelope, want)
+                if call.renew_credit():
+                    self._control(Kind.CREDIT, ref, reply, index=call.granted)
         finally:
             del self._pending[token]
-            if is_open:
+            if call.is_open:
                 self._control(Kind.CANCEL, ref, reply)
 
     # Receiving from the bus
@@ -318,36 +292,7 @@ class Node:
 
         The callback must not wait. Messages of other types on the topic are skipped.
         """
-        reader = (self._decoder(message_type), callback)
-        readers = self._bus.setdefault(topic, [])
-        readers.append(reader)
-        if topic not in self._subscribed:
-            self._subscribed.add(topic)
-            await self.transport.subscribe(f"hg.v1.bus.{topic}", self._bus_receiver(topic, readers))
-        return lambda: readers.remove(reader)
-
-    def _bus_receiver(
-        self, topic: str, readers: list[tuple[msgspec.msgpack.Decoder[Any], Callable[[Any, Context], None]]]
-    ) -> Delivered:
-
-        def receive(subject: str, reply: str, payload: bytes, no_route: bool) -> None:
-            try:
-                envelope = decode_envelope(payload)
-            except msgspec.MsgspecError as error:
-                self.dead_letter("undecodable", error=str(error))
-                return
-            ctx = Context(self, self._loop, envelope.meta, reply="", deadline=math.inf, missed=0)
-            for read, call in tuple(readers):
-                try:
-                    message = read.decode(envelope.body)
-                except msgspec.MsgspecError:
-                    continue
-                try:
-                    call(message, ctx)
-                except Exception:
-                    self.log.exception("a bus callback raised", topic=topic)
-
-        return receive
+        return await self._bus.subscribe(topic, message_type, callback)
 
     # For the runtime itself
 
@@ -359,12 +304,6 @@ class Node:
             self._last_logged_s = now_s
             self.log.warning("dead letter", reason=reason, count=self.dead_letters[reason], **details)
 
-    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run something short to its end, owned by this node."""
-        task = self._loop.create_task(self._quietly(coroutine))
-        self._kept.add(task)
-        task.add_done_callback(self._kept.discard)
-
     def refuse(self, reply: str, error: ActorError) -> None:
         """Answer a call with an error. Does not wait."""
         self.reply_soon(reply, Kind.ERROR, Failure.of(error))
@@ -372,7 +311,7 @@ class Node:
     def reply_soon(self, reply: str, kind: Kind, message: Message | None, *, index: int = 0) -> None:
         """Answer a call. Does not wait. :raises MessageTooLarge: nothing was sent."""
         meta = Meta(kind, self.name, self.run, 0, None, *self._fence(), "", index)
-        self._post(reply, pack(meta, message, limit_bytes=self.transport.max_message_bytes))
+        self._outbox.post(reply, pack(meta, message, limit_bytes=self.transport.max_message_bytes))
 
     async def listen(self, ref: str, callback: Delivered, *, queue: str = "") -> Subscription:
         """Subscribe to the subject of a reference."""
@@ -392,38 +331,8 @@ class Node:
         if lease in self._leases:
             self._leases.remove(lease)
 
-    def _post(self, subject: str, payload: bytes) -> None:
-        """Publish without waiting: at once if the outbound buffer has room, else from a bounded backlog, in order."""
-        try:
-            if not self._backlog and self.transport.publish_now(subject, payload):
-                return
-        except Disconnected as error:
-            self.dead_letter("unsent", subject=subject, error=str(error))
-            return
-        if len(self._backlog) >= _MAX_BACKLOG:
-            self.dead_letter("unsent", subject=subject, error="the backlog is full")
-            return
-        self._backlog.append((subject, payload))
-        if len(self._backlog) == 1:
-            self.keep(self._send_backlog())
-
-    async def _send_backlog(self) -> None:
-        while self._backlog:
-            subject, payload = self._backlog[0]
-            try:
-                await self.transport.publish(subject, payload)
-            except Disconnected as error:
-                self.dead_letter("unsent", subject=subject, error=str(error))
-            finally:
-                self._backlog.popleft()
-
-    async def _quietly(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        try:
-            await coroutine
-        except Disconnected as error:
-            self.dead_letter("unsent", error=str(error))
-        except MessageTooLarge:
-            self.log.exception("a reply is too large")
+    def _on_unsent(self, subject: str, reason: str) -> None:
+        self.dead_letter("unsent", subject=subject, error=reason)
 
     def _route(self, ref: str) -> _Route:
         route = self._routes.get(ref)
@@ -487,7 +396,7 @@ class Node:
     def _control(self, kind: Kind, ref: str, call: str, *, index: int = 0) -> None:
         role, _, instance = ref.partition(".")
         payload = self._pack(kind, None, 0, None, "", index=index, call=call)
-        self._post(f"hg.v1.{role}.{'all' if instance == 'any' else instance}", payload)
+        self._outbox.post(f"hg.v1.{role}.{'all' if instance == 'any' else instance}", payload)
 
     def _decoder(self, message_type: Any) -> msgspec.msgpack.Decoder[Any]:
         decoder = self._decoders.get(message_type)
@@ -529,7 +438,3 @@ class Node:
         for call in list(self._pending.values()):
             if call.subject.lower() == subject.lower():
                 call.fail(Forbidden(f"{self.role} may not publish to {call.subject}"))
-
-
-def _instance(name: str) -> str:
-    return name.partition(".")[2]

@@ -53,7 +53,7 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         authenticate=directory.authenticate,
         settings=edge,
         hooks=EdgeHooks(EdgeMetrics(context.metrics), context.tracing),
-        metrics=lambda: actor.exposition(context.metrics.registry),
+        metrics=lambda: actor.view.exposition(context.metrics.registry),
     )
 
     async def usage(query: UsageQuery) -> UsageRows:

@@ -39,8 +39,9 @@ async def usage(stack: VirtualStack) -> dict[str, UsageRow]:
     raise AssertionError(f"unsettled for 20 s: {rows}")
 
 
-def check_idle(stack: VirtualStack) -> None:
+async def check_idle(stack: VirtualStack, *, within_s: float = 0.05) -> None:
     """Everything that was held is free again."""
+    await asyncio.sleep(within_s)
     for link in stack.scheduler.links:
         load = link.core.load(0.0, "")
         assert (load.free_blocks, load.free_slots) == (load.blocks, load.slots)
@@ -71,7 +72,9 @@ def serve_all(
             settled = await usage(stack)
             assert {name: row.output_tokens for name, row in settled.items()} == {w.id: w.max_tokens for w in wanted}
             assert {name: row.prompt_tokens for name, row in settled.items()} == {w.id: 20 for w in wanted}
-            check_idle(stack)
+            await check_idle(
+                stack, within_s=2.0
+            )  # the result of the last step may have been lost, and is asked for again
 
     run(main())
 
@@ -86,7 +89,7 @@ def test_two_workers_share_the_work(tmp_path: Path) -> None:
     serve_all(tmp_path, workers=2, requests=24)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(16))
 def test_lost_and_doubled_messages_are_repaired(tmp_path: Path, seed: int) -> None:
     """With 3 % of all messages lost and 3 % doubled, every client gets every token once."""
     serve_all(tmp_path, seed=seed, drop=0.03, duplicate=0.03)
@@ -161,7 +164,7 @@ def test_a_cancelled_request_frees_its_blocks_and_is_settled_exactly(tmp_path: P
             began = asyncio.get_running_loop().time()
             await generation.close()
             assert asyncio.get_running_loop().time() - began < 0.1
-            check_idle(stack)
+            await check_idle(stack)
             row = (await usage(stack))["r1"]
             assert seen <= row.output_tokens <= seen + 3  # two steps were in flight
 
@@ -177,7 +180,7 @@ def test_a_dead_gateway_is_settled_by_the_scheduler(tmp_path: Path) -> None:
             await asyncio.sleep(0.2)
             await stack.kill("gateway", "g0")
             await asyncio.sleep(3.0)
-            check_idle(stack)
+            await check_idle(stack)
             await stack.start("gateway", "g1")
             row = (await usage(stack))["r1"]
             assert 0 < row.output_tokens < 900
@@ -218,7 +221,8 @@ def test_an_unattainable_contract_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_flex_leaves_a_contract_alone(tmp_path: Path) -> None:
-    """While a tenant without a contract floods, one with a contract gets its first token in time; the flood is refused in part."""
+    """While a tenant without a contract floods, one with a contract gets its first token in time; the flood is
+    refused in part."""
 
     async def main() -> None:
         async with virtual_stack(tmp_path, slots=4) as stack:

@@ -1,9 +1,11 @@
-"""Admission, scheduler, workers, ledger and a gateway on one virtual clock: the real actors, an in-memory network, a mock device."""
+"""Admission, scheduler, workers, ledger and a gateway on one virtual clock: the real actors, an in-memory network, a
+mock device."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,18 @@ class VirtualDevice(DeviceThread):
 
     async def close(self) -> None:
         self._is_closed = True
+
+
+class OnTheSpot(Executor):
+    """Runs what is submitted before it returns: virtual time does not pass."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
 
 
 class VirtualStack:
@@ -128,7 +142,7 @@ class VirtualStack:
                 tenants=self.tenants, metrics=decisions, tracing=self._tracing, clock=self._clock, seed=1
             )
         if role == "ledger":
-            return Ledger(self._directory / "usage.db")
+            return Ledger(self._directory / "usage.db", executor=OnTheSpot())
 
         async def store(subject: str, payload: bytes, message_id: str) -> None:
             await node.transport.append(subject, payload, message_id=message_id)

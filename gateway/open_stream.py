@@ -1,0 +1,83 @@
+"""A generation as its HTTP handler holds it: `gateway.generation.Generation` over a stream of the gateway actor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from actors.messages import Decision
+from gateway.generation import Delivery, GenerationFailed
+from gateway.stream import Stream
+from policies.vocabulary import Finish, Request
+
+__all__ = ["OpenStream"]
+
+
+class OpenStream:
+    """`finish(stream, finish)` ends it behind the gateway: off the device, settled. It is called once, and never cut
+    short."""
+
+    def __init__(self, stream: Stream, *, finish: Callable[[OpenStream, Finish], Awaitable[None]]) -> None:
+        self.stream = stream
+        self.decision = Decision(outcome="")
+        self.is_admitted = False
+        self.is_closed = False
+        self.cached_tokens = 0
+        self._finish = finish
+        self._news = asyncio.Event()
+
+    @property
+    def request(self) -> Request:
+        """As last submitted."""
+        return self.stream.request
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.stream.request.prompt) // 4
+
+    def wake(self) -> None:
+        """There is something to deliver."""
+        self._news.set()
+
+    def fail(self, error: str) -> None:
+        """It cannot be finished."""
+        if not self.stream.over:
+            self.stream.error = error
+        self.wake()
+
+    async def deliveries(self) -> AsyncIterator[Delivery]:
+        """See `Generation.deliveries`."""
+        sent = 0
+        stream = self.stream
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if stream.error:
+                raise GenerationFailed(stream.error)
+            until = len(stream.tokens)
+            if until > sent or stream.over:
+                yield Delivery(stream.tokens[sent:until], stream.finish, stream.logprobs[sent:until])
+                sent = until
+            if stream.over:
+                return
+
+    async def close(self, finish: Finish = Finish.cancelled) -> None:
+        """See `Generation.close`. A generation that is over ended as it did, whatever `finish` says."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if self.stream.error:
+            finish = Finish.error
+        elif self.stream.finish != Finish.none:
+            finish = self.stream.finish
+        await self._finish(self, finish)
+
+    def attained(self) -> bool | None:
+        """Whether the contract was kept; None where there was none."""
+        request, stream = self.stream.request, self.stream
+        if stream.deadline is None and request.tpot_s is None:
+            return None
+        if stream.error or stream.first_token is None:
+            return False
+        in_time = stream.deadline is None or stream.first_token <= stream.deadline
+        return in_time and (request.tpot_s is None or stream.tpot_s is None or stream.tpot_s <= request.tpot_s)

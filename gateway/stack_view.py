@@ -1,0 +1,57 @@
+"""What a gateway hears about the rest of the stack on the bus: who is ready to serve, and everybody's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry
+
+from actors.messages import Exposition, Load
+from actors.runtime import Context
+from gateway.text.tokenizer import ModelText
+from observability.merge import merged
+
+__all__ = ["StackView"]
+
+#: A scheduler reports ten times a second; one that is silent for so long is away.
+_LOAD_STALE_S = 2.0
+#: Metrics of a process that told none for so long are left out.
+_EXPOSITION_STALE_S = 10.0
+
+
+class StackView:
+    """`clock` gives monotonic seconds. The context that a model is served with is written to `models` as workers
+    tell it."""
+
+    def __init__(self, models: Mapping[str, ModelText], clock: Callable[[], float]) -> None:
+        self._models = models
+        self._clock = clock
+        self._loads: dict[str, tuple[float, Load]] = {}
+        self._expositions: dict[str, tuple[float, bytes]] = {}
+
+    def heard_load(self, load: Load, ctx: Context) -> None:
+        self._loads[load.model] = (self._clock(), load)
+        model = self._models.get(load.model)
+        if model is not None and load.workers:
+            model.max_context = max(worker.max_context for worker in load.workers)
+
+    def heard_metrics(self, exposition: Exposition, ctx: Context) -> None:
+        self._expositions[ctx.sender] = (self._clock(), exposition.text)
+
+    def not_ready(self, *, is_connected: bool) -> list[str]:
+        """Why requests cannot be served now; empty when they can."""
+        reasons = [] if is_connected else ["not connected to NATS"]
+        now = self._clock()
+        for model in self._models:
+            heard_at, load = self._loads.get(model, (now - _LOAD_STALE_S, None))
+            if load is None or now - heard_at >= _LOAD_STALE_S:
+                reasons.append(f"no scheduler for model {model}")
+            elif not load.workers:
+                reasons.append(f"no worker for model {model}")
+        return reasons
+
+    def exposition(self, own: CollectorRegistry) -> tuple[bytes, str]:
+        """The body of /metrics and its content type: ours, and what every other process told lately."""
+        since = self._clock() - _EXPOSITION_STALE_S
+        self._expositions = {name: told for name, told in self._expositions.items() if told[0] > since}
+        return merged(own, {name: text for name, (_, text) in self._expositions.items()})
