@@ -190,7 +190,13 @@ class AdmissionActor(Actor):
             policy=self._policy,
             history=self._history,
             tenant_of=self._reservations.tenants,
+            keep_tpot_s=self._tightest_pace_s(),
         )
+
+    def _tightest_pace_s(self) -> float | None:
+        """The tightest pace that any tenant was promised: those without a contract leave room for it."""
+        paces = [tenant.contract.tpot_ms for tenant in self._tenants.values() if tenant.contract.tier != "flex"]
+        return min((pace / 1000 for pace in paces if pace is not None), default=None)
 
     def _examine(self, request: Request, candidate: rules.Candidate) -> Decision | None:
         """Decide now. None: it waits in the queue of the deferred."""
@@ -362,7 +368,7 @@ class AdmissionActor(Actor):
         if limits is not None:
             limits.settle(msg.request, msg.prompt_tokens + msg.output_tokens, now)
         self._reservations.remove(msg.request)
-        if msg.output_tokens:
+        if msg.is_whole:
             self._history.add(msg.tenant, msg.output_tokens)
         if msg.attained is not None:
             tenant = self._tenants.get(msg.tenant)
@@ -375,7 +381,7 @@ class AdmissionActor(Actor):
     @handles
     def cancel(self, msg: Cancel, ctx: Context) -> None:
         """The client left while its request waited here, or before its gateway heard the decision."""
-        self._answer(msg.request, Decision(outcome="refused", reason="cancelled", message="its client left"))
+        self._answer(msg.request, Decision(outcome="refused", reason=Reason.cancelled.value, message="its client left"))
         tenant = self._reservations.remove(msg.request)
         limits = self._limits.get(tenant) if tenant else None
         if limits is not None:

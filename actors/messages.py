@@ -123,6 +123,7 @@ class Settle(Message, frozen=True, tag="settle"):
     ttft_s: float | None = None  # measured at the gateway, for the margin of admission
     tpot_s: float | None = None
     attained: bool | None = None  # of its contract; None: it had none, or was cut short
+    is_whole: bool = True  # it ended by itself, so that its length says something about the next
 
 
 class ReportLive(Message, frozen=True, tag="report-live"):

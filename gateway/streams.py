@@ -24,6 +24,7 @@ from gateway.stack_view import StackView
 from gateway.stream import Stream, Took
 from gateway.text.tokenizer import ModelText
 from gateway.usage_log import UsageLog
+from policies.reasons import Reason
 from policies.vocabulary import Finish, Request
 
 __all__ = ["GatewayActor"]
@@ -51,6 +52,7 @@ class GatewayActor(Actor):
         self._endings: set[asyncio.Task[None]] = set()
         self._scheduler_epochs: dict[str, int] = {}
         self._strays: set[str] = set()
+        self._started = False  # HTTP is served a little earlier than messages
         self._log = structlog.get_logger()
 
     # --- life
@@ -67,6 +69,7 @@ class GatewayActor(Actor):
         heartbeat(self, info=self._info)
         self.every(1.0, self._report_live)
         self.every(0.25, self._ask_about_silent)
+        self._started = True
 
     async def on_drain(self) -> None:
         """Streams go on until they end or the drain's time is over; then they are closed and settled."""
@@ -91,9 +94,9 @@ class GatewayActor(Actor):
     # -------------------------------------------------------------------------------------------------
 
     async def admit(self, request: Request, *, key: str, patience_s: float, retries: int = 0) -> Generation:
-        if self.node.is_draining:
-            why = "this gateway is shutting down"
-            raise Refused(Decision(outcome="refused", reason="unavailable", message=why, retry_after_s=1.0))
+        if not self._started or self.node.is_draining:
+            why = f"this gateway is {'shutting down' if self._started else 'starting'}"
+            raise Refused(Decision(outcome="refused", reason=Reason.unavailable.value, message=why, retry_after_s=1.0))
         arrived = self._clock()
         deadline = None if request.ttft_s is None else arrived + request.ttft_s
         opened = OpenStream(Stream(request, arrived, deadline, heard=arrived), finish=self._finish)
@@ -239,6 +242,7 @@ class GatewayActor(Actor):
             ttft_s=stream.ttft_s,
             tpot_s=stream.tpot_s,
             attained=None if finish == Finish.cancelled else opened.attained(),
+            is_whole=finish in (Finish.stop, Finish.length),
         )
         self.node.tell_soon("admission.any", settle)
         await self._usage.settled(request, output_tokens=output, cached_tokens=opened.cached_tokens, finish=finish)

@@ -27,6 +27,10 @@ class Reason(StrEnum):
     tokens_per_minute = "tokens_per_minute"
     concurrency = "concurrency"
     daily_budget = "daily_budget"
+    unavailable = (
+        "unavailable"  # a part that must answer does not: admission, the ledger's stream, a gateway that stops
+    )
+    cancelled = "cancelled"  # the client left while it waited; nobody reads this
 
 
 class HttpError(msgspec.Struct, frozen=True):
@@ -52,6 +56,8 @@ _TABLE = {
     Reason.tokens_per_minute: _RATE,
     Reason.concurrency: _RATE,
     Reason.daily_budget: HttpError(429, "insufficient_quota", "insufficient_quota", False),
+    Reason.unavailable: HttpError(503, "service_unavailable_error", "unavailable", True),
+    Reason.cancelled: HttpError(499, "invalid_request_error", "cancelled", False),
 }
 
 
