@@ -113,25 +113,29 @@ class _Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        observed = scope["method"] == "POST" and scope["path"] in _GENERATE
-        hooks = self._hooks if observed else self._unobserved
+        generates = scope["method"] == "POST" and scope["path"] in _GENERATE
+        hooks = self._hooks if generates else self._unobserved
         exchange = Exchange(scope, receive, send, settings=self._settings, hooks=hooks)
         scope["headgate.exchange"] = exchange
         outcome = "error"
-        self._under_way += 1
+        self._under_way += generates
         try:
-            outcome = await self._answer(exchange, receive, send)
+            outcome = await self._answer(exchange, receive, send, full=generates and self._is_full())
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
         finally:
-            self._under_way -= 1
+            self._under_way -= generates
             await exchange.close()
             exchange.observer.finished(status=exchange.status, outcome=outcome, seconds=exchange.elapsed_s)
 
-    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> str:
+    def _is_full(self) -> bool:
+        """Probes and scrapes are always answered: a full gateway is alive, and whoever looks must see it."""
+        return self._under_way > self._settings.max_requests
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send, *, full: bool) -> str:
         try:
-            if self._under_way > self._settings.max_requests:
+            if full:
                 raise Overloaded(
                     f"{self._settings.max_requests} requests are under way, the most that this gateway serves."
                 )

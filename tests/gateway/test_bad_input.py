@@ -303,7 +303,7 @@ async def test_more_connections_than_allowed_are_turned_away() -> None:
 
 
 async def test_more_requests_than_allowed_are_turned_away() -> None:
-    """Above the bound a request is a 503 with a time to come back, in OpenAI's form."""
+    """Above the bound a request is a 503 with a time to come back; probes are answered all the same."""
     frontend = FakeFrontend(silent, gate=asyncio.Event())
     settings = EdgeSettings(max_requests=1)
     async with edge(frontend, settings=settings) as served, httpx.AsyncClient(base_url=served.url) as client:
@@ -312,6 +312,7 @@ async def test_more_requests_than_allowed_are_turned_away() -> None:
         second = await client.post(CHAT, json={"model": "demo", "messages": HI}, headers=AUTH)
         assert (second.status_code, second.json()["error"]["code"]) == (503, "overloaded")
         assert second.headers["retry-after-ms"] == "1000"
+        assert (await client.get("/health")).status_code == 200
         assert frontend.gate is not None
         frontend.gate.set()
         await frontend.admitted.wait()
