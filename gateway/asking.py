@@ -21,7 +21,6 @@ from actors.messages import (
 )
 from actors.runtime import ActorError, DeadlineExceeded, Failed, Node
 from gateway.generation import GenerationFailed, Refused
-from policies.reasons import Reason
 from policies.vocabulary import Request
 
 __all__ = ["AskAdmission", "AskScheduler"]
@@ -64,9 +63,7 @@ class AskAdmission:
                 await asyncio.sleep(0.05)
             if is_away:
                 why = f"the admission service does not answer ({failure})"
-                raise Refused(
-                    Decision(outcome="refused", reason=Reason.unavailable.value, message=why, retry_after_s=1.0)
-                )
+                raise Refused.unavailable(why)
 
     def withdraw(self, request_id: str) -> None:
         """Its client left while the decision was open."""

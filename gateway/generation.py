@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from actors.messages import Decision, Quota
+from policies.reasons import Reason
 from policies.vocabulary import Finish, Request
 
 __all__ = ["Delivery", "Frontend", "Generation", "GenerationFailed", "ModelInfo", "Refused"]
@@ -21,6 +22,12 @@ class Refused(Exception):
     def __init__(self, decision: Decision) -> None:
         super().__init__(decision.message or decision.reason)
         self.decision = decision
+
+    @classmethod
+    def unavailable(cls, why: str) -> Refused:
+        """A part that must answer does not: come back in a second."""
+        reason = Reason.unavailable.value
+        return cls(Decision(outcome="refused", reason=reason, message=why, retry_after_s=1.0))
 
 
 class GenerationFailed(Exception):

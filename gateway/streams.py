@@ -24,7 +24,6 @@ from gateway.stack_view import StackView
 from gateway.stream import Stream, Took
 from gateway.text.tokenizer import ModelText
 from gateway.usage_log import UsageLog
-from policies.reasons import Reason
 from policies.vocabulary import Finish, Request
 
 __all__ = ["GatewayActor"]
@@ -65,7 +64,7 @@ class GatewayActor(Actor):
         await self.listen("scheduler", Load, self.view.heard_load)
         for role in ("admission", "scheduler", "worker", "ledger"):
             await self.listen(role, Exposition, self.view.heard_metrics)
-        await self.listen("admission", ReportLive, lambda msg, ctx: self.node.keep(self._report_live()))
+        await self.listen("admission", ReportLive, self._report_asked)
         heartbeat(self, info=self._info)
         self.every(1.0, self._report_live)
         self.every(0.25, self._ask_about_silent)
@@ -96,7 +95,7 @@ class GatewayActor(Actor):
     async def admit(self, request: Request, *, key: str, patience_s: float, retries: int = 0) -> Generation:
         if not self._started or self.node.is_draining:
             why = f"this gateway is {'shutting down' if self._started else 'starting'}"
-            raise Refused(Decision(outcome="refused", reason=Reason.unavailable.value, message=why, retry_after_s=1.0))
+            raise Refused.unavailable(why)
         arrived = self._clock()
         deadline = None if request.ttft_s is None else arrived + request.ttft_s
         opened = OpenStream(Stream(request, arrived, deadline, heard=arrived), finish=self._finish)
@@ -257,6 +256,9 @@ class GatewayActor(Actor):
         self._open.pop(request_id, None)
         if not self._open:
             self._all_over.set()
+
+    def _report_asked(self, msg: ReportLive, ctx: Context) -> None:
+        self.spawn(self._report_live())
 
     async def _report_live(self) -> None:
         """For admission, which may have restarted, or missed the end of one."""

@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from actors.messages import Decision, UsageOpened, UsageSettled
+from actors.messages import UsageOpened, UsageSettled
 from actors.usage import OPENED_SUBJECT, SETTLED_SUBJECT, encode_usage
 from gateway.generation import Refused
-from policies.reasons import Reason
 from policies.vocabulary import Finish, Request
 
 __all__ = ["UsageLog"]
@@ -53,9 +52,7 @@ class UsageLog:
         except Exception as error:
             self._log.error("usage cannot be written", error=str(error))
             why = "usage cannot be recorded now, and nothing is served unrecorded"
-            raise Refused(
-                Decision(outcome="refused", reason=Reason.unavailable.value, message=why, retry_after_s=1.0)
-            ) from error
+            raise Refused.unavailable(why) from error
 
     async def settled(self, request: Request, *, output_tokens: int, cached_tokens: int, finish: Finish) -> None:
         """Returns when it is stored, however long that takes."""

@@ -57,7 +57,7 @@ _TABLE = {
     Reason.concurrency: _RATE,
     Reason.daily_budget: HttpError(429, "insufficient_quota", "insufficient_quota", False),
     Reason.unavailable: HttpError(503, "service_unavailable_error", "unavailable", True),
-    Reason.cancelled: HttpError(499, "invalid_request_error", "cancelled", False),
+    Reason.cancelled: HttpError(503, "service_unavailable_error", "cancelled", False),
 }
 
 
