@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from nats_fixtures import Connect, Link, restart, serve, until
 from runtime_stage import CountTo, Do, Doer, Done, Note, Refuse
 
@@ -78,6 +80,37 @@ async def test_everything_that_works_in_memory_works_over_nats(connect: Connect)
             pass
     with pytest.raises(RuntimeError, match="as told"):
         await serving
+
+
+def test_it_works_on_uvloop_too(tmp_path: Path) -> None:
+    """The loop that the processes run on: asks, streams, cancellation, a restart of the server and a drain."""
+
+    async def main() -> None:
+        server = NatsServer(tmp_path / "nats")
+        await server.start()
+        transports = [NatsTransport(server.url(role)) for role in ("scheduler", "gateway")]
+        async with (
+            await Node.connect(transports[0], role="scheduler", instance="s0") as scheduler,
+            await Node.connect(transports[1], role="gateway", instance="g0") as gateway,
+        ):
+            doer = Scheduler()
+            serving = await serve(scheduler, doer)
+            assert await gateway.ask("scheduler.any", Do(1), want=Done) == Done(1)
+            got = [item.n async for item in gateway.stream("scheduler.any", CountTo(100), want=Done, window=8)]
+            assert got == list(range(1, 101))
+            asking = asyncio.create_task(gateway.ask("scheduler.s0", Do(2, 60.0), want=Done))
+            await until(lambda: doer.at_once == 1)
+            asking.cancel()
+            await until(lambda: "cancelled 2" in doer.diary)
+            await restart(server)
+            await until(lambda: all(transport.is_connected for transport in transports))
+            await asyncio.gather(scheduler.flush(), gateway.flush())
+            assert await gateway.ask("scheduler.s0", Do(3), want=Done) == Done(3)
+            await scheduler.drain(1.0)
+            await serving
+        await server.stop()
+
+    uvloop.run(main())
 
 
 async def test_1_a_message_too_large_costs_an_error_not_the_connection(connect: Connect) -> None:

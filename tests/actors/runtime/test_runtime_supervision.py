@@ -290,6 +290,15 @@ def test_a_stalled_watcher_does_not_bury_the_living() -> None:
     play(scene)
 
 
+def test_silence_while_we_had_no_connection_is_not_death() -> None:
+    """Who cannot hear must not conclude: the count begins again once it can."""
+    watch = DeathWatch(interval_s=0.2, missed=5)
+    watch.heard("w0", epoch=1, run=1, now_s=0.0)
+    watch.forgive(5.0)
+    assert watch.check(5.9) == []
+    assert [death.instance for death in watch.check(6.1)] == ["w0"]
+
+
 def test_the_bus_reaches_everyone_and_skips_other_types() -> None:
     """Subscribers of a topic get their type; leaving ends it."""
 
