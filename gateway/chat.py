@@ -37,10 +37,9 @@ def chat_job(body: ChatRequest, model: ModelText, settings: EdgeSettings) -> Job
     """
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequest("`max_tokens` and `max_completion_tokens` are both given: give one.", param="max_tokens")
+    max_tokens = ("max_tokens", body.max_tokens)
     if body.max_completion_tokens is not None:
         max_tokens = ("max_completion_tokens", body.max_completion_tokens)
-    else:
-        max_tokens = ("max_tokens", body.max_tokens)
     if not 1 <= len(body.messages) <= settings.max_messages:
         raise BadRequest(
             f"`messages` has {len(body.messages)} entries: it must have from 1 to {settings.max_messages}.",
@@ -141,16 +140,17 @@ class ChatWire:
         )
 
     def _logprobs(self, scores: list[ScoredToken]) -> ChatLogprobs:
-        return ChatLogprobs(
-            content=[
-                TokenLogprob(
-                    **self._token(score.token, score.logprob),
-                    top_logprobs=[TopLogprob(**self._token(token, logprob)) for token, logprob in score.top],
-                )
-                for score in scores
-            ]
+        return ChatLogprobs(content=[self._scored(score) for score in scores])
+
+    def _scored(self, score: ScoredToken) -> TokenLogprob:
+        chosen = self._rival(score.token, score.logprob)
+        return TokenLogprob(
+            token=chosen.token,
+            logprob=chosen.logprob,
+            bytes=chosen.bytes,
+            top_logprobs=[self._rival(token, logprob) for token, logprob in score.top],
         )
 
-    def _token(self, token: int, logprob: float) -> dict[str, object]:
+    def _rival(self, token: int, logprob: float) -> TopLogprob:
         raw = self._model.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+        return TopLogprob(token=raw.decode(errors="replace"), logprob=logprob, bytes=list(raw))

@@ -33,6 +33,7 @@ __all__ = [
     "ServiceTier",
     "StreamOptions",
     "TextPart",
+    "TierName",
     "TokenLogprob",
     "TopLogprob",
     "Usage",
@@ -40,6 +41,7 @@ __all__ = [
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 FinishReason = Literal["stop", "length"]
+TierName = Literal["default", "flex", "priority"]  # what a request was served as
 
 
 class _In(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -53,26 +55,26 @@ class _Out(msgspec.Struct, kw_only=True):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-class StreamOptions(_In, kw_only=True):
+class StreamOptions(_In, kw_only=True, frozen=True):
     """`include_usage`: one more chunk before the end, with the usage and no choices."""
 
     include_usage: bool | None = None
 
 
-class ContractOverride(_In, kw_only=True):
+class ContractOverride(_In, kw_only=True, frozen=True):
     """Headgate's own: this request's contract, looser than the tenant's. Milliseconds."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
 
 
-class TextPart(_In, tag_field="type", tag="text", kw_only=True):
+class TextPart(_In, tag_field="type", tag="text", kw_only=True, frozen=True):
     """One part of a message. Only text is taken."""
 
     text: str
 
 
-class ChatMessage(_In, kw_only=True):
+class ChatMessage(_In, kw_only=True, frozen=True):
     """One turn. The last five fields are taken as null alone, so that an answer's message can be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -84,7 +86,7 @@ class ChatMessage(_In, kw_only=True):
     tool_calls: None = None
 
 
-class Common(_In, kw_only=True):
+class Common(_In, kw_only=True, frozen=True):
     """What both endpoints take."""
 
     model: str
@@ -109,7 +111,7 @@ class Common(_In, kw_only=True):
     headgate: ContractOverride | None = None
 
 
-class ChatRequest(Common, kw_only=True):
+class ChatRequest(Common, kw_only=True, frozen=True):
     """Body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage]
@@ -118,7 +120,7 @@ class ChatRequest(Common, kw_only=True):
     top_logprobs: int | None = None
 
 
-class CompletionRequest(Common, kw_only=True):
+class CompletionRequest(Common, kw_only=True, frozen=True):
     """Body of POST /v1/completions. `prompt`: a text, texts, token ids, or lists of token ids."""
 
     prompt: str | list[str | int | list[int]]
@@ -201,7 +203,7 @@ class ChatCompletion(_Out, kw_only=True):
     object: Literal["chat.completion"]
     created: int
     model: str
-    service_tier: Literal["default", "flex", "priority"]
+    service_tier: TierName
     choices: list[ChatChoice]
     usage: Usage
 
@@ -222,7 +224,7 @@ class Completion(_Out, kw_only=True):
     object: Literal["text_completion"]
     created: int
     model: str
-    service_tier: Literal["default", "flex", "priority"]
+    service_tier: TierName
     choices: list[CompletionChoice]
     usage: Usage
 
@@ -250,7 +252,7 @@ class ChatChunk(_Out, kw_only=True):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
-    service_tier: Literal["default", "flex", "priority"]
+    service_tier: TierName
     choices: list[ChunkChoice]
     usage: Usage | None = None
 

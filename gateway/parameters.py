@@ -122,7 +122,7 @@ def requests(
 
     :raises ContextTooLong: a prompt does not leave room for its output.
     """
-    made = []
+    made: list[Request] = []
     for prompt in prompts:
         room = model.max_context - len(prompt)
         if room < (parameters.max_tokens or 1):

@@ -17,7 +17,7 @@ from gateway.choices import Choice, ScoredToken
 from gateway.errors import ApiError, BadRequest, refusal
 from gateway.exchange import Exchange
 from gateway.generation import Delivery, Frontend, Generation, GenerationFailed, Refused
-from gateway.openai import Common, Usage
+from gateway.openai import Common, TierName, Usage
 from gateway.parameters import Parameters, check, requests
 from gateway.principal import Principal
 from gateway.settings import EdgeSettings
@@ -27,6 +27,9 @@ from gateway.wire import DONE, Answer, Result, Wire, usage_of
 from policies.vocabulary import Finish, Request, Tier
 
 __all__ = ["Job", "Server"]
+
+
+_TIER_NAMES: dict[Tier, TierName] = {Tier.priority: "priority", Tier.default: "default", Tier.flex: "flex"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class _Run:
             id=job.id_prefix + exchange.id.removeprefix("req-"),
             created=int(time.time()),
             model=model.name,
-            service_tier=Tier(parameters.tier).name,
+            service_tier=_TIER_NAMES[parameters.tier],
         )
         self._wire = job.wire(answer, parameters.include_usage)
 

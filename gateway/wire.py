@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.choices import ScoredToken
-from gateway.openai import FinishReason, PromptTokensDetails, Usage
+from gateway.openai import FinishReason, PromptTokensDetails, TierName, Usage
 
 __all__ = ["DONE", "Answer", "Frame", "Result", "Wire", "usage_of"]
 
@@ -27,7 +27,7 @@ class Answer:
     id: str
     created: int
     model: str
-    service_tier: str
+    service_tier: TierName
 
 
 @dataclass(slots=True)
