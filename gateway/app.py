@@ -1,36 +1,35 @@
-"""The HTTP side of a gateway, put together: routes, who may use them, and one place where errors become answers.
+"""The HTTP side of a gateway, put together: routes, what they share, and who may use them.
 
 Everything is plain ASGI: no middleware here wraps a stream.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request as HttpRequest
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from gateway.answering import Job
+from gateway.boundary import CHAT, COMPLETIONS, Boundary, no_route
 from gateway.chat import chat_job
 from gateway.completions import completion_job
 from gateway.decoding import JsonBody
-from gateway.errors import ApiError, ModelNotFound, Overloaded, Unauthorized
-from gateway.exchange import ClientLeft, Exchange, exchange_of
+from gateway.errors import ModelNotFound
+from gateway.exchange import Exchange, exchange_of
 from gateway.generation import Frontend
 from gateway.hooks import Hooks, NoHooks
 from gateway.openai import ChatRequest, Common, CompletionRequest, Model, ModelList
 from gateway.openapi import document
 from gateway.principal import Principal
-from gateway.serving import Job, Server
+from gateway.serving import Server
 from gateway.settings import EdgeSettings
 from gateway.text.pool import TokenisingPool
 from gateway.text.tokenizer import ModelText
@@ -39,9 +38,6 @@ __all__ = ["Authenticate", "create_app"]
 
 #: From the Authorization header to its principal. Raises Unauthorized. Must not block.
 Authenticate = Callable[[str | None], Principal]
-
-_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_GENERATE = frozenset((_CHAT, _COMPLETIONS))
 
 _Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -70,108 +66,12 @@ def create_app(
 
     app = Starlette(
         routes=edge.routes(),
-        middleware=[Middleware(_Boundary, settings=edge.settings, hooks=hooks or NoHooks())],
-        exception_handlers={HTTPException: _no_route},
+        middleware=[Middleware(Boundary, settings=edge.settings, hooks=hooks or NoHooks())],
+        exception_handlers={HTTPException: no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would lose the body of a POST
     return app
-
-
-async def _no_route(request: HttpRequest, error: Exception) -> Any:
-    assert isinstance(error, HTTPException)
-    method, path = request.method[:20], request.url.path[:200]
-    headers = tuple((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items())
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        raise ApiError(
-            f"{method} is not allowed for {path}: use {allowed}.",
-            status=405,
-            code="method_not_allowed",
-            headers=headers,
-        )
-    raise ApiError(
-        f"There is no {method} {path}: GET /openapi.json lists what there is.",
-        status=error.status_code,
-        code="not_found",
-        headers=headers,
-    )
-
-
-class _Boundary:
-    """Between the server and the routes: makes the exchange, bounds how many there are, turns errors into answers."""
-
-    def __init__(self, app: ASGIApp, *, settings: EdgeSettings, hooks: Hooks) -> None:
-        self._app = app
-        self._settings = settings
-        self._hooks = hooks
-        self._unobserved = NoHooks()  # probes and scrapes are nobody's requests
-        self._under_way = 0
-        self._log = structlog.get_logger("gateway")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        generates = scope["method"] == "POST" and scope["path"] in _GENERATE
-        hooks = self._hooks if generates else self._unobserved
-        exchange = Exchange(scope, receive, send, settings=self._settings, hooks=hooks)
-        scope["headgate.exchange"] = exchange
-        outcome = "error"
-        self._under_way += generates
-        try:
-            outcome = await self._answer(exchange, receive, send, full=generates and self._is_full())
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            self._under_way -= generates
-            await exchange.close()
-            exchange.observer.finished(status=exchange.status, outcome=outcome, seconds=exchange.elapsed_s)
-
-    def _is_full(self) -> bool:
-        """Probes and scrapes are always answered: a full gateway is alive, and whoever looks must see it."""
-        return self._under_way > self._settings.max_requests
-
-    async def _answer(self, exchange: Exchange, receive: Receive, send: Send, *, full: bool) -> str:
-        try:
-            if full:
-                raise Overloaded(
-                    f"{self._settings.max_requests} requests are under way, the most that this gateway serves."
-                )
-            count, limit = len(exchange.scope["headers"]), self._settings.max_headers
-            if count > limit:
-                raise ApiError(
-                    f"The request has {count} headers: at most {limit} are taken.", status=431, code="too_many_headers"
-                )
-            await self._app(exchange.scope, receive, send)
-        except ClientLeft:
-            return "cancelled"
-        except ApiError as error:
-            await exchange.fail(error)
-        except Exception as error:  # a defect: the client gets the id to report, the log gets the rest
-            self._log.exception("request failed", request_id=exchange.id, error=type(error).__name__)
-            await exchange.fail(
-                ApiError(
-                    f"An internal error occurred; it is logged under {exchange.id}.",
-                    status=500,
-                    type="server_error",
-                    code="internal_error",
-                )
-            )
-        return _outcome(exchange.error)
-
-
-def _outcome(error: ApiError | None) -> str:
-    if error is None:
-        return "ok"
-    if error.decision is not None:
-        return "refused"
-    if isinstance(error, Unauthorized):
-        return "unauthorized"
-    if isinstance(error, Overloaded):
-        return "refused"
-    return "invalid" if error.status < 500 else "error"
 
 
 class _Endpoint:
@@ -217,7 +117,7 @@ class _Edge:
         }
         if self._metrics is not None:
             get["/metrics"] = self._expose
-        post: dict[str, _Handler] = {_CHAT: self._chat, _COMPLETIONS: self._complete}
+        post: dict[str, _Handler] = {CHAT: self._chat, COMPLETIONS: self._complete}
         return [
             *(Route(path, _Endpoint(handler), methods=["POST"]) for path, handler in post.items()),
             *(Route(path, _Endpoint(handler), methods=["GET"]) for path, handler in get.items()),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gateway.answering import Job
 from gateway.choices import ScoredToken
 from gateway.errors import BadRequest
 from gateway.openai import (
@@ -21,7 +22,6 @@ from gateway.openai import (
     Usage,
 )
 from gateway.parameters import logprobs_of_chat
-from gateway.serving import Job
 from gateway.settings import EdgeSettings
 from gateway.text.chat_template import TemplateFailed
 from gateway.text.tokenizer import ModelText

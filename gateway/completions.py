@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gateway.answering import Job
 from gateway.choices import ScoredToken
 from gateway.errors import BadRequest, ContextTooLong
 from gateway.openai import (
@@ -17,7 +18,6 @@ from gateway.openai import (
     Usage,
 )
 from gateway.parameters import logprobs_of_completion
-from gateway.serving import Job
 from gateway.settings import EdgeSettings
 from gateway.text.tokenizer import ModelText
 from gateway.wire import Answer, Frame, Result

@@ -13,6 +13,7 @@ from edge_support import principal, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.answering import Job
 from gateway.chat import chat_job
 from gateway.completions import completion_job
 from gateway.decoding import JsonBody
@@ -20,7 +21,6 @@ from gateway.errors import ApiError, BadRequest
 from gateway.openai import ChatRequest, CompletionRequest
 from gateway.parameters import Parameters, check, requests
 from gateway.principal import Principal
-from gateway.serving import Job
 from gateway.settings import EdgeSettings
 from gateway.text.tokenizer import ModelText
 from policies.vocabulary import Request, Tier
