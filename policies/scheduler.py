@@ -157,6 +157,8 @@ class Scheduler:
         :raises StepRefused: if the worker refused the step.
         :raises WorkerMismatch: if the result does not fit the step.
         """
+        if not len(done.slots) == len(done.tokens) == len(done.finished):
+            raise WorkerMismatch(f"step {done.number}: {len(done.slots)} slots, {len(done.tokens)} tokens")
         if self._planned - len(self._flights) < done.number <= self._planned:
             self._early[done.number] = done
         elif done.number > self._planned:

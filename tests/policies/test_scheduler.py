@@ -181,7 +181,7 @@ def test_a_refused_step_is_an_error() -> None:
         h.core.complete(StepDone(1, [], [], [], 0.0, "out of memory"), 0.0)
 
 
-@pytest.mark.parametrize(("slots", "tokens"), [([], []), ([5], [1])])
+@pytest.mark.parametrize(("slots", "tokens"), [([], []), ([5], [1]), ([0], [])])
 def test_a_result_that_cannot_be_is_an_error(slots: list[int], tokens: list[int]) -> None:
     """A missing output of a live row, or one of a slot that did not run, means that the two sides disagree."""
     h = harness()
@@ -450,6 +450,23 @@ def test_equals_do_not_evict_each_other() -> None:
     for _ in range(5):
         turn(h)
     assert not events_of(h, Preempted)
+
+
+def test_a_flood_of_a_higher_class_starves_nobody() -> None:
+    """While more priority requests come than can be served, a flex one as large as most of the pool still ends."""
+    config = SchedulerConfig(patience_s=0.5, patience_share=4, min_run_steps=4)
+    h = harness(config, slots=2, blocks=16)
+    h.submit(make_request("flex", [1] * 150, 20, tier=2))
+    for i in range(400):
+        h.now += 0.01
+        h.submit(make_request(f"p{i}", [2, i], 4, tier=0, ttft_s=0.1))
+        turn(h)
+        if ("flex", 1) in h.finished:
+            break
+    assert h.finished["flex", 1].finish is Finish.length
+    assert len(h.core.requests()) > 20, "the flood was no flood"
+    h.run()
+    h.check_end()
 
 
 # Ends
