@@ -32,6 +32,7 @@ from actors.usage import (
     UsageRecord,
     decode_usage,
 )
+from observability.metrics import LedgerMetrics
 
 __all__ = ["Ledger"]
 
@@ -49,7 +50,8 @@ class Ledger(Actor):
     role = "ledger"
     mailbox = 256
 
-    def __init__(self, path: Path, *, executor: Executor | None = None) -> None:
+    def __init__(self, path: Path, *, metrics: LedgerMetrics, executor: Executor | None = None) -> None:
+        self._metrics = metrics
         self._store = LedgerStore(path)
         self._executor = executor or ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._log = structlog.get_logger()
@@ -75,6 +77,8 @@ class Ledger(Actor):
                 await self._do(partial(self._store.fold_audit, [(e.sequence, e.payload.decode()) for e in batch]))
             for entry in batch:
                 await entry.ack()
+            if stream == USAGE_STREAM:
+                self._metrics.unsettled(await self._do(self._store.unsettled))
 
     def _readable(self, payloads: list[bytes]) -> list[UsageRecord]:
         """A record that cannot be read is logged and left out: it must not stop those behind it."""

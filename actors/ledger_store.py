@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS usage (
     attempts INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS usage_tenant_day ON usage (tenant, day);
+CREATE INDEX IF NOT EXISTS usage_unsettled ON usage (request) WHERE settled_unix_s IS NULL;
 CREATE TABLE IF NOT EXISTS audit (sequence INTEGER PRIMARY KEY, record TEXT NOT NULL);
 """
 
@@ -105,6 +106,11 @@ class LedgerStore:
         """
         arguments = (*[query.tenant] * 2, *[query.since] * 2, *[query.until] * 2, query.limit)
         return [UsageRow(*row) for row in self._db.execute(sql, arguments)]
+
+    def unsettled(self) -> int:
+        """Requests written ahead and not settled yet."""
+        (count,) = self._db.execute("SELECT COUNT(*) FROM usage WHERE settled_unix_s IS NULL").fetchone()
+        return int(count)
 
     def audit(self, limit: int) -> list[str]:
         """The latest records, newest first."""

@@ -302,6 +302,7 @@ class SchedulerActor(Actor):
         """Its requests go elsewhere. If it still lives, its next heartbeat attaches it anew."""
         self._log.warning("worker lost", worker=link.worker, why=why)
         del self._links[link.worker]
+        self._blocks.gone(model=self._model, worker=link.worker)
         self._hand_back(link)
         self._load_changed()
 
@@ -368,4 +369,6 @@ class SchedulerActor(Actor):
         self._load_due = False
         now = self._clock()
         loads = [link.core.load(now, name) for name, link in self._links.items()]
+        for name, link in self._links.items():
+            self._blocks.blocks(model=self._model, worker=name, counts=link.core.block_counts())
         await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._unplaced)))

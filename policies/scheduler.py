@@ -268,6 +268,17 @@ class Scheduler:
             [reports.request_load(row, now) for row in self._rows.values()],
         )
 
+    def block_counts(self) -> dict[str, int]:
+        """Device blocks that are `used` by a request or `free` (fenced ones too), those of either that are `cached` in the
+        prefix index, and `host` blocks that hold a preempted request."""
+        device = self._kv.device
+        return {
+            "used": device.held,
+            "free": self.spec.blocks - device.held,
+            "cached": len(self._kv.index),
+            "host": self._kv.host.held,
+        }
+
     def requests(self) -> list[Live]:
         """The requests that are not over, in order of arrival."""
         return [

@@ -28,7 +28,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 
-from actors.runtime import jetstream
+from actors.runtime import jetstream, nats_bucket
 from actors.runtime.errors import Disconnected, Forbidden, MessageTooLarge
 
 if TYPE_CHECKING:
@@ -271,8 +271,8 @@ class NatsTransport:
 
     # Stores
 
-    async def bucket(self, name: str) -> jetstream.NatsBucket:
-        return await jetstream.open_bucket(self, name)
+    async def bucket(self, name: str) -> nats_bucket.NatsBucket:
+        return await nats_bucket.open_bucket(self, name)
 
     async def ensure_stream(
         self,

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from actors.ledger import Ledger
 from headgate.process import RoleContext
+from observability.metrics import LedgerMetrics
 
 __all__ = ["ledger"]
 
@@ -14,4 +15,4 @@ __all__ = ["ledger"]
 @asynccontextmanager
 async def ledger(context: RoleContext) -> AsyncIterator[Ledger]:
     """Folds into `<data>/usage.db`."""
-    yield Ledger(context.settings.data_dir / "usage.db")
+    yield Ledger(context.settings.data_dir / "usage.db", metrics=LedgerMetrics(context.metrics))

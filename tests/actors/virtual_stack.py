@@ -21,7 +21,7 @@ from actors.worker import Worker
 from gateway.streams import GatewayActor
 from gateway.usage_log import UsageLog
 from gpu_worker.mock import MockEngine, mock_token
-from observability.metrics import CacheMetrics, DecisionMetrics, Metrics, SchedulerMetrics, WorkerMetrics
+from observability.metrics import CacheMetrics, DecisionMetrics, LedgerMetrics, Metrics, SchedulerMetrics, WorkerMetrics
 from observability.tracing import setup_tracing
 from policies.config import SchedulerConfig
 from policies.vocabulary import (
@@ -142,7 +142,7 @@ class VirtualStack:
                 tenants=self.tenants, metrics=decisions, tracing=self._tracing, clock=self._clock, seed=1
             )
         if role == "ledger":
-            return Ledger(self._directory / "usage.db", executor=OnTheSpot())
+            return Ledger(self._directory / "usage.db", metrics=LedgerMetrics(metrics), executor=OnTheSpot())
 
         async def store(subject: str, payload: bytes, message_id: str) -> None:
             await node.transport.append(subject, payload, message_id=message_id)

@@ -455,6 +455,22 @@ async def test_13_a_flush_covers_what_was_sent_before(connect: Connect) -> None:
         await asyncio.wait_for(heard.wait(), 1)
 
 
+async def test_14_the_first_round_of_a_watch_is_complete(connect: Connect) -> None:
+    """nats-py may end it before the first entry is received; ours, and the list of keys, never miss one."""
+    admin, gateway = await connect("admin"), await connect("gateway")
+    bucket = await admin.transport.bucket("tenants")
+    for key in ("a", "b", "c"):
+        await bucket.put(key, b"1")
+    await bucket.delete("b")
+    followed = await gateway.transport.bucket("tenants")
+    for _ in range(100):
+        assert await followed.keys() == ["a", "c"]
+        told: dict[str, bytes | None] = {}
+        watch = await followed.watch(told.__setitem__)
+        assert told == {"a": b"1", "c": b"1"}
+        await watch.close()
+
+
 async def test_nobody_there_is_no_route_over_nats(connect: Connect) -> None:
     """The server's no-responders answer is `NoRoute`, at once."""
     gateway = await connect("gateway")
