@@ -1,31 +1,34 @@
-"""From a model directory to an engine that is ready to run."""
+"""From a model directory to an engine that is ready to run: weights, pools, kernels, self-benchmark."""
 
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from gpu_worker.attention.cpu import CpuBackend
 from gpu_worker.attention.interface import Backend
 from gpu_worker.attention.reference import ReferenceBackend
+from gpu_worker.calibrate import calibrate
 from gpu_worker.checkpoint import Checkpoint
 from gpu_worker.config import ModelConfig, read_config
-from gpu_worker.cpu.compiled import compile_kernels
-from gpu_worker.cpu.threads import Team
 from gpu_worker.engine import Progress
-from gpu_worker.errors import DeviceFailed, DeviceOutOfMemory, UnsupportedModel
+from gpu_worker.errors import DeviceFailed, UnsupportedModel
 from gpu_worker.kv import KvPools
 from gpu_worker.linear import packing_works
 from gpu_worker.model import load_model
 from gpu_worker.rope import rope_table
-from gpu_worker.torch_engine import TorchEngine
+from gpu_worker.sampling import Sampler, TorchSampler
+from gpu_worker.sizes import choose_blocks, choose_dtype
+from gpu_worker.torch_engine import Debug, MakeSampler, TorchEngine
 from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients, WorkerSpec
 
 __all__ = ["load_torch_engine"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Before it is measured: a second a step, which no scheduler would plan with.
+_UNKNOWN = StepTimeCoefficients(floor_s=1.0, base_s=1.0, per_token_s=0.0)
 
 
 def load_torch_engine(
@@ -42,45 +45,78 @@ def load_torch_engine(
     max_context: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    backend: str = "auto",
+    measure: bool = True,
+    debug: Debug | None = None,
 ) -> TorchEngine:
-    """See `gpu_worker.device.load_engine`."""
+    """See `gpu_worker.engine.load_engine`. Beyond it, for tests:
+
+    :param backend: ``auto`` is ``cpu`` or ``triton``, by the device; ``reference`` is plain torch.
+    :param measure: whether to run the self-benchmark; without it the spec's times mean nothing.
+    :param debug: by default from HEADGATE_ENGINE_DEBUG, e.g. ``poison,integrity``.
+    """
+    watch = _Watch()
     config = read_config(directory)
     where = _device(device)
     if where.type == "cpu":
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    checkpoint = Checkpoint(directory, progress)
-    kind = _dtype(dtype, checkpoint.dtype(), where)
-    packed = where.type == "cpu" and packing_works(kind)
-    weights = load_model(config, checkpoint, dtype=kind, device=where, packed=packed)
-    context = min(max_context or config.max_context, config.max_context)
     if max_context is not None and max_context > config.max_context:
         raise UnsupportedModel(f"max_context {max_context} is beyond the model's {config.max_context}")
-    block_bytes = config.kv_elements_per_block(BLOCK_SIZE) * kind.itemsize
-    blocks = blocks or _default_blocks(config, kv_bytes, block_bytes, where, slots, context)
-    host_blocks = (
-        min(blocks, _free_bytes(torch.device("cpu")) // 4 // block_bytes) if host_blocks is None else host_blocks
+    checkpoint = Checkpoint(directory, progress)
+    kind = choose_dtype(dtype, checkpoint.dtype(), where)
+    packed = where.type == "cpu" and packing_works(kind)
+    weights = load_model(config, checkpoint, dtype=kind, device=where, packed=packed)
+    watch.lap("weights")
+    context = max_context or config.max_context
+    blocks, host_blocks = choose_blocks(
+        config, kind, where, slots=slots, context=context, kv_bytes=kv_bytes, blocks=blocks, host_blocks=host_blocks
     )
     context = min(context, blocks * BLOCK_SIZE)
     pools = KvPools(config, blocks=blocks, host_blocks=host_blocks, dtype=kind, device=where)
-    table = rope_table(config.rope, config.head_dim, context + 1).to(where)
+    watch.lap("pools")
+    operations, make_sampler = _backend(backend, config, pools, rope_table(config.rope, config.head_dim, context + 1))
+    watch.lap("kernels")
     spec = WorkerSpec(
         model=model or directory.resolve().name,
         device=where.type,
         blocks=blocks,
         host_blocks=host_blocks,
-        block_bytes=block_bytes,
+        block_bytes=pools.block_bytes,
         slots=slots,
         tokens_per_step=tokens_per_step or (512 if where.type == "cpu" else 8192),
         max_context=context,
-        swap_bytes_per_s=1e9,
-        step_time=StepTimeCoefficients(0.0, 1e-3, 1e-3),
+        swap_bytes_per_s=0.0,
+        step_time=_UNKNOWN,
     )
-    backend: Backend
-    if os.environ.get("HEADGATE_BACKEND") == "reference":
-        backend = ReferenceBackend(config, pools.device_pool, table)
-    else:
-        backend = CpuBackend(config, pools.device_pool, table, compile_kernels(kind), Team())
-    return TorchEngine(spec, weights, backend, pools, eos_ids=frozenset(config.eos_token_ids))
+    engine = TorchEngine(
+        spec,
+        weights,
+        operations,
+        pools,
+        eos_ids=frozenset(config.eos_token_ids),
+        make_sampler=make_sampler,
+        debug=debug or Debug.from_environment(),
+    )
+    if measure:
+        engine.spec = calibrate(engine)
+        watch.lap("self_benchmark")
+    engine.load_times_s = watch.laps
+    return engine
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Seconds of each part of loading."""
+
+    laps: dict[str, float]
+    last: float
+
+    def __init__(self) -> None:
+        self.laps, self.last = {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
 
 
 def _device(name: str) -> torch.device:
@@ -91,55 +127,29 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """:raises UnsupportedModel: a dtype that is unknown, or float16 on a CPU, which has no fast path for it."""
-    if name != "auto":
-        if name not in _DTYPES:
-            raise UnsupportedModel(f"dtype {name!r} is unknown; use auto, {', '.join(_DTYPES)}")
-        if name == "float16" and device.type == "cpu":
-            raise UnsupportedModel("float16 on a CPU takes minutes for what takes seconds in bfloat16 or float32")
-        return _DTYPES[name]
-    if device.type == "cpu" and stored != torch.float32:
-        return torch.bfloat16 if fast_bfloat16() else torch.float32
-    return stored
+def _backend(name: str, config: ModelConfig, pools: KvPools, rope: torch.Tensor) -> tuple[Backend, MakeSampler]:
+    """The operations of a device, and its sampler. Each backend is imported where it is chosen: triton is not
+    installed everywhere, and reads TRITON_INTERPRET when it is imported."""
+    pool = pools.device_pool
+    rope = rope.to(pool.device)
+    if name == "auto":
+        name = "triton" if pool.device.type == "cuda" else "cpu"
+    if name == "reference":
+        return ReferenceBackend(config, pool, rope), TorchSampler
+    if name == "triton":
+        from gpu_worker.attention.triton import TritonBackend
 
+        return TritonBackend(config, pool, rope), TorchSampler
+    if name != "cpu":
+        raise UnsupportedModel(f"backend {name!r} is unknown; use auto, cpu, triton or reference")
+    from gpu_worker.attention.cpu import CpuBackend
+    from gpu_worker.cpu.compiled import compile_kernels
+    from gpu_worker.cpu.sampler import CpuSampler
+    from gpu_worker.cpu.threads import Team
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512_BF16 or AMX)."""
-    capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or _bf16_in_cpuinfo())
+    kernels, team = compile_kernels(pool.dtype), Team()
 
+    def make_sampler(table: torch.Tensor, stride: int) -> Sampler:
+        return CpuSampler(table, stride, kernels, team)
 
-def _bf16_in_cpuinfo() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30
-
-
-def _default_blocks(
-    config: ModelConfig, kv_bytes: int | None, block_bytes: int, device: torch.device, slots: int, context: int
-) -> int:
-    """As many as `kv_bytes` hold; by default nine tenths of a GPU's free memory or a quarter of the host's, and no more
-    than all slots could use at full context."""
-    if kv_bytes is None:
-        free = _free_bytes(device)
-        kv_bytes = free * 9 // 10 if device.type == "cuda" else free // 4
-        kv_bytes = min(kv_bytes, slots * -(-context // BLOCK_SIZE) * block_bytes)
-    if kv_bytes < block_bytes:
-        raise DeviceOutOfMemory(f"{kv_bytes} bytes for KV hold no block; one takes {block_bytes}")
-    return kv_bytes // block_bytes
+    return CpuBackend(config, pool, rope, kernels, team), make_sampler

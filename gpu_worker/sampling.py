@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from gpu_worker.slots import Row
 
-__all__ = ["Sampled", "TorchSampler", "exponential_noise", "noise_key"]
+__all__ = ["Sampled", "Sampler", "TorchSampler", "add_logprobs", "exponential_noise", "noise_key"]
 
 _MASK = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -69,6 +70,13 @@ def exponential_noise(keys: torch.Tensor, vocab_size: int) -> torch.Tensor:
     # Of v near 0, which is what wins, float32 keeps the relative precision; near 1 it is cut, which never wins.
     v = ((x.to(torch.float32) + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     return -torch.log1p(-v)
+
+
+class Sampler(Protocol):
+    """Draws tokens."""
+
+    def sample(self, logits: torch.Tensor, rows: list[Row]) -> Sampled:
+        """One token for each of `rows`, from `logits` `[rows, vocabulary]` in the model's dtype (not changed)."""
 
 
 class TorchSampler:

@@ -8,8 +8,10 @@ next step, so that a step may be launched before the one before it is collected.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +23,14 @@ from gpu_worker.engine import SampledRows, StepResult
 from gpu_worker.errors import DeviceFailed, EngineError, IntegrityError, StepRefused
 from gpu_worker.kv import KvPools
 from gpu_worker.model import Model
-from gpu_worker.sampling import Sampled, TorchSampler
+from gpu_worker.sampling import Sampled, Sampler, TorchSampler
 from gpu_worker.slots import Row, SlotTable, StepPlan
 from policies.vocabulary import Step, StepDone, WorkerSpec
 
-__all__ = ["TorchEngine"]
+__all__ = ["Debug", "MakeSampler", "TorchEngine"]
+
+#: Of the flat token table and its tokens a slot.
+MakeSampler = Callable[[torch.Tensor, int], Sampler]
 
 
 @dataclass(slots=True)
@@ -45,8 +50,14 @@ class _Launched:
 class Debug:
     """Switches that make hidden mistakes show. Each costs time."""
 
-    poison: bool = False  # freed blocks become NaN, and tokens of dropped slots -1
+    poison: bool = False  # freed blocks become NaN, and token ids that are not known -1
     integrity: bool = False  # check the bookkeeping after every step
+
+    @classmethod
+    def from_environment(cls) -> Debug:
+        """As HEADGATE_ENGINE_DEBUG says, a list of names with commas."""
+        names = os.environ.get("HEADGATE_ENGINE_DEBUG", "").split(",")
+        return cls(poison="poison" in names, integrity="integrity" in names)
 
 
 class TorchEngine:
@@ -60,6 +71,7 @@ class TorchEngine:
         pools: KvPools,
         *,
         eos_ids: frozenset[int],
+        make_sampler: MakeSampler = TorchSampler,
         debug: Debug | None = None,
     ) -> None:
         self.spec = spec
@@ -79,11 +91,13 @@ class TorchEngine:
             eos_ids=eos_ids,
         )
         self._batches = BatchBuilder(slots=spec.slots, max_context=spec.max_context, device=self._device)
-        self._tokens = torch.zeros(spec.slots * self._batches.stride, dtype=torch.int32, device=self._device)
-        self._sampler = TorchSampler(self._tokens, self._batches.stride)
+        empty = -1 if self._debug.poison else 0
+        self._tokens = torch.full((spec.slots * self._batches.stride,), empty, dtype=torch.int32, device=self._device)
+        self._sampler = make_sampler(self._tokens, self._batches.stride)
         self._launched: deque[_Launched] = deque()
         self.logits: torch.Tensor | None = None  # of the newest step, where a test set `keep_logits`
         self.keep_logits = False
+        self.load_times_s: dict[str, float] = {}
 
     def reset(self) -> None:
         """See `Engine.reset`. Steps under way are finished and forgotten."""
@@ -152,6 +166,8 @@ class TorchEngine:
             self.pools.before_use(slot.blocks)
             self._batches.set_blocks(slot.index, slot.blocks)
             begin = slot.index * self._batches.stride
+            if self._debug.poison:
+                self._tokens[begin : begin + self._batches.stride].fill_(-1)
             ids = torch.from_numpy(np.frombuffer(new.tokens, "<i4").astype(np.int32))
             if self._cuda:
                 ids = ids.pin_memory()
@@ -171,6 +187,8 @@ class TorchEngine:
     def _forward(self, plan: StepPlan, launched: _Launched) -> None:
         batch = self._batches.build(plan.rows)
         tokens = self._tokens.index_select(0, batch.token_index)
+        if self._debug.poison and int(tokens.min()) < 0:
+            raise IntegrityError(f"step {launched.number} reads a token id before it is known")
         logits = self.model.forward(tokens, batch, self._backend)
         if self.keep_logits:
             self.logits = logits.clone()
@@ -246,8 +264,9 @@ class TorchEngine:
         """After a step: blocks that nobody holds any more are NaN, ids of slots that ended -1."""
         held = self._slots.held()
         self.pools.poison(b for slot in plan.dropped for b in slot.blocks if b not in held)
+        entered = {slot.index for slot, _ in plan.entered}
         for slot in plan.dropped:
-            if not any(entered.index == slot.index for entered, _ in plan.entered):
+            if slot.index not in entered:
                 begin = slot.index * self._batches.stride
                 self._tokens[begin : begin + self._batches.stride].fill_(-1)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numba
 import torch
 
-from gpu_worker.cpu import decode_attention, elementwise, prefill_attention
+from gpu_worker.cpu import decode_attention, elementwise, prefill_attention, sample
 from gpu_worker.cpu.dialect import KERNEL
 
 __all__ = ["Kernels", "compile_kernels"]
@@ -29,12 +29,12 @@ class Kernels:
     rms_norm: int
     rope: int
     silu_mul: int
-    argmax: int
     gather: int
     decode: int
     pack: int
     softmax: int
     unpack: int
+    sample: int
     owners: tuple[object, ...]  # the compiled functions: an address is good as long as its owner lives
 
 
@@ -58,12 +58,12 @@ def compile_kernels(dtype: torch.dtype) -> Kernels:
         rms_norm=address(elementwise, "rms_norm"),
         rope=address(elementwise, "rope"),
         silu_mul=address(elementwise, "silu_mul"),
-        argmax=address(elementwise, "argmax"),
         decode=address(decode_attention, "decode"),
         gather=address(prefill_attention, "gather"),
         pack=address(prefill_attention, "pack"),
         softmax=address(prefill_attention, "softmax"),
         unpack=address(prefill_attention, "unpack"),
+        sample=address(sample, "sample"),
         owners=tuple(owners),
     )
 

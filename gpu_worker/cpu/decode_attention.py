@@ -1,8 +1,8 @@
 """Attention of single queries over paged KV, read in place and once for all queries of a KV head.
 
 A work item is one query token and one KV head. Pages are streamed in order with an online softmax in float32 (Milakov
-and Gimelshein); nothing is gathered or copied, so the speed is that of memory. A page is at an address of its own, which
-no hardware prefetcher guesses: while one is worked on, the next is asked for (2.3 times faster, measured).
+and Gimelshein); nothing is gathered or copied, so the speed is that of memory. A page is at an address of its own,
+which no hardware prefetcher guesses: while one is worked on, the next is asked for (2.3 times faster, measured).
 """
 
 # The functions below are compiled by numba, which infers their types.

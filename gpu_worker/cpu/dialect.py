@@ -20,7 +20,9 @@ __all__ = [
     "bf16_at",
     "exp",
     "f32_at",
+    "float_of_bits",
     "i32_at",
+    "i64_at",
     "line",
     "load",
     "log",
@@ -49,6 +51,7 @@ def _pointer_cast(element):
 f32_at = _pointer_cast(types.float32)
 bf16_at = _pointer_cast(types.uint16)
 i32_at = _pointer_cast(types.int32)
+i64_at = _pointer_cast(types.int64)
 
 
 @intrinsic
@@ -120,7 +123,9 @@ def line(typing_context, pointer):
 
 
 @intrinsic
-def _float_of_bits(typing_context, bits):
+def float_of_bits(typing_context, bits):
+    """The float32 whose bits an int32 holds."""
+
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], _F32)
 
@@ -161,7 +166,7 @@ def exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
-    return p * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    return p * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @njit(fastmath=True, error_model="numpy", inline="always")
@@ -169,7 +174,7 @@ def log(x):
     """Natural logarithm of a positive normal float32, to 2 units in the last place (polynomial of Cephes' logf)."""
     bits = _bits_of_float(x)
     exponent = np.float32((bits >> np.int32(23)) - np.int32(126))
-    m = _float_of_bits((bits & np.int32(0x007FFFFF)) | np.int32(0x3F000000))
+    m = float_of_bits((bits & np.int32(0x007FFFFF)) | np.int32(0x3F000000))
     small = m < np.float32(0.707106781186547524)
     exponent = exponent - np.float32(1.0) if small else exponent
     m = m + m - np.float32(1.0) if small else m - np.float32(1.0)

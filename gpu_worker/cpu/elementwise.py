@@ -1,4 +1,4 @@
-"""Kernels over packed tokens: residual + RMSNorm, QKV norm + RoPE + KV write, SiLU x up, argmax."""
+"""Kernels over packed tokens: residual + RMSNorm, QKV norm + RoPE + KV write, SiLU x up."""
 
 # The functions below are compiled by numba, which infers their types.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -11,8 +11,6 @@ from numba import njit
 from gpu_worker.cpu.dialect import as_double, bf16_at, exp, f32_at, i32_at, load, store, take
 
 __all__ = [
-    "argmax_bf16",
-    "argmax_f32",
     "rms_norm_bf16",
     "rms_norm_f32",
     "rope_bf16",
@@ -114,23 +112,6 @@ def _silu_mul(p, gate_up, out):
                 store(out, at + i, g / (np.float32(1.0) + exp(-g)) * load(gate_up, up + i))
 
 
-@njit(**_FAST)
-def _argmax(p, x):
-    out, rows, width = i32_at(p[2]), p[3], p[4]
-    while True:
-        row = take(p)
-        if row >= rows:
-            return
-        at = row * width
-        best = np.float32(-np.inf)
-        for i in range(width):
-            best = max(best, load(x, at + i))
-        found = width
-        for i in range(width):  # the first, as torch has it; backwards loops and early exits do not vectorise
-            found = min(found, i if load(x, at + i) == best else width)
-        out[row] = min(found, width - 1)
-
-
 def rms_norm_f32(p):
     _rms_norm(p, f32_at(p[1]), f32_at(p[2]), f32_at(p[3]), f32_at(p[4]))
 
@@ -153,11 +134,3 @@ def silu_mul_f32(p):
 
 def silu_mul_bf16(p):
     _silu_mul(p, bf16_at(p[1]), bf16_at(p[2]))
-
-
-def argmax_f32(p):
-    _argmax(p, f32_at(p[1]))
-
-
-def argmax_bf16(p):
-    _argmax(p, bf16_at(p[1]))

@@ -2,8 +2,9 @@
 
 Numba brings a thread pool of its own. Two pools on the same cores are a disaster: the threads of one spin at a barrier
 while the other's wait for the core (measured on two cores: a region of 3 µs takes 8 ms at the 90th percentile). So a
-kernel is a C function, and `GOMP_parallel`, the entry that every program compiled with gcc -fopenmp calls, is looked up in the
-very library that torch is linked to. A region costs 1.4 µs. Where there is no such library, kernels run on one thread.
+kernel is a C function, and `GOMP_parallel`, the entry that every program compiled with gcc -fopenmp calls, is looked up
+in the very library that torch is linked to. A region costs 1.4 µs. Where there is no such library, kernels run on one
+thread.
 """
 
 from __future__ import annotations
