@@ -32,6 +32,11 @@ class FairQueue:
         self._waiting: dict[str, int] = {}  # live rows of each tenant
         self._floor = 0.0  # the counter of the last tenant that had something waiting
 
+    @property
+    def contended(self) -> bool:
+        """Whether more than one tenant waits."""
+        return len(self._waiting) > 1
+
     def push(self, row: Row) -> None:
         """Add a row; its tenant is lifted if it had nothing waiting."""
         tenant = row.request.tenant

@@ -55,6 +55,8 @@ def _check_places(running: Running, waiting: WaitingQueue, live: list[Row]) -> N
     _require(len(waiting) == expected_waiting, f"{len(waiting)} rows are queued, {expected_waiting} wait")
     reserved = sum(worst_case(row) for row in running if running.immune(row))
     _require(running.reserved == reserved, f"{running.reserved} blocks are reserved, immune rows need {reserved}")
+    tiers = Counter(row.tier for row in running)
+    _require(running.tiers == tiers, f"tiers are counted {running.tiers}, they are {dict(tiers)}")
     context = sum(row.position for row in running.decoding)
     _require(running.context == context, f"decode context is counted {running.context}, it is {context}")
 

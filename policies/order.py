@@ -164,9 +164,13 @@ class WaitingQueue:
         self._aside.clear()
 
     def settle(self, running: list[Row]) -> None:
-        """Charge tenants for the outputs of running rows since the last time. Call it before a choice is made."""
-        for row in running:
-            self.charge(row)
+        """Charge tenants for the outputs of running rows since the last time. Call it before a choice is made.
+
+        Does nothing while no tier has tenants to choose between: what is not charged now is charged then.
+        """
+        if any(tier.plain.contended for tier in self._tiers.values()):
+            for row in running:
+                self.charge(row)
 
     def charge(self, row: Row) -> None:
         """Charge the tenant of a row for its outputs since the last time."""

@@ -65,7 +65,7 @@ class Pressure:
         if head is None or head[0].in_flight:
             return
         row = head[0]
-        if all(other.tier <= row.tier for other in running) or not self.may_reserve(row):
+        if all(tier <= row.tier for tier in running.tiers) or not self.may_reserve(row):
             return
         slots = 1 - running.free_slots - len(running.draining)
         blocks = kv.look(row).cost + self.reserve() - kv.supply - self._draining_blocks()

@@ -24,6 +24,7 @@ class Running:
         "prefilling",
         "reserved",
         "size",
+        "tiers",
     )
 
     def __init__(self, size: int, *, max_preemptions: int) -> None:
@@ -35,6 +36,7 @@ class Running:
         self.drops: list[int] = []
         self.context = 0  # Σ position over the decoding rows
         self.reserved = 0  # blocks that the immune rows may come to need
+        self.tiers: dict[int, int] = {}  # rows of each tier that has any
         self._free = list(range(size - 1, -1, -1))
 
     def __len__(self) -> int:
@@ -57,6 +59,7 @@ class Running:
         row.slot = self._free.pop()
         row.place = Place.prefilling
         self.prefilling.append(row)
+        self.tiers[row.tier] = self.tiers.get(row.tier, 0) + 1
         if self.immune(row):
             self.reserved += worst_case(row)
 
@@ -89,6 +92,9 @@ class Running:
         else:
             self.draining.remove(row)
         row.place = place
+        self.tiers[row.tier] -= 1
+        if not self.tiers[row.tier]:
+            del self.tiers[row.tier]
         self.drops.append(row.slot)
         self._free.append(row.slot)
         row.slot = -1
