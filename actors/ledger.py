@@ -2,7 +2,7 @@
 
 A record is acknowledged to JetStream only after the transaction that holds it is committed, and folding is
 idempotent (the request
-id is the key, the first settlement counts), so kill -9 at any point neither loses nor doubles usage.
+id is the key, the settlement of most outputs counts), so kill -9 at any point neither loses nor doubles usage.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ ON CONFLICT (request) DO UPDATE SET
     settled_unix_s = excluded.settled_unix_s, prompt_tokens = excluded.prompt_tokens,
     output_tokens = excluded.output_tokens, cached_tokens = excluded.cached_tokens,
     finish = excluded.finish, attempts = excluded.attempts
-WHERE usage.settled_unix_s IS NULL
+WHERE usage.settled_unix_s IS NULL OR excluded.output_tokens > usage.output_tokens
 """
 
 _GROUPS = {

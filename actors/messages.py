@@ -284,8 +284,8 @@ class UsageOpened(Message, frozen=True, tag="usage-opened"):
 
 
 class UsageSettled(Message, frozen=True, tag="usage-settled"):
-    """The end of a request. By its gateway, or by the scheduler if that died. `Nats-Msg-Id`: `<request>:settled`;
-    the first counts."""
+    """The end of a request. By its gateway (`Nats-Msg-Id`: `<request>:settled`), or by the scheduler if that died
+    (`<request>:orphan`). The one with the most outputs counts: a gateway may be taken for dead too early."""
 
     request: str
     prompt_tokens: int

@@ -41,7 +41,7 @@ from policies.config import SchedulerConfig
 from policies.errors import PolicyError, Unservable
 from policies.events import Event, Finished, Preempted, Scheduled
 from policies.placement import place
-from policies.vocabulary import Request
+from policies.vocabulary import Finish, Request
 
 __all__ = ["SchedulerActor"]
 
@@ -82,7 +82,7 @@ class SchedulerActor(Actor):
         self._load_every_s = load_every_s
         self._load_due = False
         self._links: dict[str, WorkerLink] = {}
-        self._attaching: set[str] = set()
+        self._attaching: dict[str, int] = {}  # the epoch that is being attached
         self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
         self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
         self._unplaced: deque[str] = deque()
@@ -91,6 +91,7 @@ class SchedulerActor(Actor):
         self._preemptions: dict[str, list[Preempted]] = {}
         self._leaving: dict[str, list[asyncio.Future[None]]] = {}
         self._orphans: set[str] = set()  # their gateway died: we settle
+        self._served: OrderedDict[str, tuple[str, UsageSettled]] = OrderedDict()  # by which gateway; not settled by us
         self._log = structlog.get_logger().bind(model=model)
 
     # --- life
@@ -224,10 +225,10 @@ class SchedulerActor(Actor):
         preemptions = self._preemptions.pop(event.request, [])
         record_request_spans(self._tracing, request, event, preemptions, clock_now=now)
         self._metrics.served(event.tenant, event.prompt_tokens - event.cached_tokens + event.generated)
-        self._ended(event.request)
+        self._ended(event.request, event.finish)
         self._load_changed()
 
-    def _ended(self, request_id: str) -> None:
+    def _ended(self, request_id: str, finish: Finish = Finish.cancelled) -> None:
         request = self._live[request_id]
         self._note_over(request_id, request.attempt)
         self._forget(request_id)
@@ -236,7 +237,11 @@ class SchedulerActor(Actor):
                 left.set_result(None)
         if request_id in self._orphans:
             self._orphans.discard(request_id)
-            self.spawn(self._settle(self._orphan_usage(request)))
+            self.spawn(self._settle(self._usage(request, Finish.cancelled)))
+        else:
+            self._served[request_id] = request.gateway, self._usage(request, finish)
+            if len(self._served) > _KEPT_ENDED:
+                self._served.popitem(last=False)
 
     def _forget(self, request_id: str) -> None:
         self._live.pop(request_id, None)
@@ -260,12 +265,12 @@ class SchedulerActor(Actor):
         if (
             peer.info.get("model") != self._model
             or peer.info.get("state") != "ready"
-            or peer.instance in self._attaching
+            or self._attaching.get(peer.instance) == peer.epoch
         ):
             return
         link = self._links.get(peer.instance)
         if link is None or link.epoch != peer.epoch:
-            self._attaching.add(peer.instance)
+            self._attaching[peer.instance] = peer.epoch  # an older one is dead, and would be waited for in vain
             self.spawn(self._attach(peer.instance, peer.epoch))
 
     async def _attach(self, instance: str, epoch: int) -> None:
@@ -275,7 +280,11 @@ class SchedulerActor(Actor):
             self._log.warning("attach failed", worker=instance, error=str(error))
             return  # the next heartbeat tries again
         finally:
-            self._attaching.discard(instance)
+            is_current = self._attaching.get(instance) == epoch
+            if is_current:
+                del self._attaching[instance]
+        if not is_current:
+            return
         old = self._links.pop(instance, None)
         if old is not None:
             self._hand_back(old)
@@ -344,14 +353,23 @@ class SchedulerActor(Actor):
         self._orphans.update(owned)
         for request_id in owned:
             self._withdraw(request_id)
+        if death.reason != "goodbye":
+            self.spawn(self._settle_served(death.instance))
 
-    def _orphan_usage(self, request: Request) -> UsageSettled:
+    async def _settle_served(self, gateway: str) -> None:
+        """What ended here may have been still unread there. Where it was settled already, the ledger knows."""
+        theirs = [usage for owner, usage in self._served.values() if owner == gateway]
+        for usage in theirs:
+            self._served.pop(usage.request, None)
+            await self._settle(usage)
+
+    def _usage(self, request: Request, finish: Finish) -> UsageSettled:
         return UsageSettled(
             request=request.id,
             prompt_tokens=len(request.prompt) // 4,
             output_tokens=self._generated.get(request.id, 0),
             cached_tokens=0,
-            finish="cancelled",
+            finish=finish.name,
             attempts=request.attempt,
             settled_unix_s=time.time(),
         )

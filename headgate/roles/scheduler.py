@@ -23,11 +23,14 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
     settings = context.settings
 
     async def settle(record: UsageSettled) -> None:
-        """Until it is stored: nobody else can settle for a gateway that died."""
+        """Until it is stored: nobody else can settle for a gateway that died.
+
+        The id is not that of the gateway's own record: if it lives after all, its count must reach the ledger too.
+        """
         payload = encode_usage(record)
         while True:
             try:
-                await context.node.transport.append(SETTLED_SUBJECT, payload, message_id=f"{record.request}:settled")
+                await context.node.transport.append(SETTLED_SUBJECT, payload, message_id=f"{record.request}:orphan")
                 return
             except ActorError:
                 await asyncio.sleep(0.5)
