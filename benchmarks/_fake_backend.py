@@ -23,9 +23,13 @@ _CHUNK = {"id": "chatcmpl-x", "object": "chat.completion.chunk", "created": 1, "
 _USAGE = {"prompt_tokens": 40, "completion_tokens": TOKENS, "total_tokens": 40 + TOKENS}
 
 
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
 def _event(delta: dict[str, str], finish: str | None) -> bytes:
     chunk = {**_CHUNK, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-    event = f"data: {json.dumps(chunk)}\n\n".encode()
+    event = f"data: {_json(chunk)}\n\n".encode()
     return b"%x\r\n%s\r\n" % (len(event), event)
 
 
@@ -36,7 +40,7 @@ _EVENTS = [
     b"0\r\n\r\n",
 ]
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-_WHOLE_BODY = json.dumps(
+_WHOLE_BODY = _json(
     {
         "id": "chatcmpl-x",
         "object": "chat.completion",
