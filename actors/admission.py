@@ -2,9 +2,9 @@
 back.
 
 Every decision is a pure function of policies/ over what this actor has heard: the tenants' bucket, the schedulers'
-loads, its own
-reservations. All of that is soft: after a restart the gateways tell what is under way, and the ledger what the day
-has used.
+loads, its
+own reservations. All of that is soft: after a restart the gateways tell what is under way, and the ledger what the
+day used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
@@ -34,16 +34,20 @@ from actors.messages import (
     UsageQuery,
     UsageRows,
 )
+from actors.refusals import denied, refused, unattainable
+from actors.request_spans import record_admission_span
 from actors.reservations import Reservations
 from actors.runtime import Actor, ActorError, Context, Node, handles, heartbeat
+from actors.tenant_limits import LimitsBook
+from actors.waiting_room import Waiting, WaitingRoom
 from observability.metrics import DecisionMetrics
 from observability.tracing import Tracing
 from policies import admission as rules
-from policies.deferred import Deferred, DeferredQueue
+from policies.deferred import Deferred
 from policies.forecast import OutputHistory
-from policies.limits import Denied, TenantLimits
+from policies.limits import Denied
 from policies.reasons import Reason
-from policies.vocabulary import Request, Tenant, Tier, WorkerLoad
+from policies.vocabulary import Request, Tenant, WorkerLoad
 
 __all__ = ["AdmissionActor"]
 
@@ -64,7 +68,7 @@ class AdmissionActor(Actor):
     def __init__(
         self,
         *,
-        tenants: dict[str, Tenant],
+        tenants: Mapping[str, Tenant],
         metrics: DecisionMetrics,
         tracing: Tracing,
         policy: rules.Policy | None = None,
@@ -77,12 +81,10 @@ class AdmissionActor(Actor):
         self._policy = policy or rules.Policy()
         self._clock = clock
         self._random = random.Random(seed)
-        self._limits: dict[str, TenantLimits] = {}
-        self._loads: dict[str, list[WorkerLoad]] = {}
-        self._load_at: dict[str, float] = {}
+        self._limits = LimitsBook(tenants, clock)
+        self._loads: dict[str, tuple[float, list[WorkerLoad]]] = {}
         self._reservations = Reservations()
-        self._deferred: DeferredQueue[_Waiting] = DeferredQueue(size=512)
-        self._answers: dict[str, asyncio.Future[Decision]] = {}  # of the deferred
+        self._waiting = WaitingRoom()
         self._deciding: dict[str, asyncio.Task[Decision]] = {}
         self._decided: OrderedDict[str, Decision] = OrderedDict()
         self._margins: dict[str, rules.Margin] = {}
@@ -99,25 +101,20 @@ class AdmissionActor(Actor):
         self.spawn(self._restore_day())
         self.every(0.02, self._expire)
         self.every(1.0, self._reconcile)
-        heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "deferred": len(self._deferred)})
+        heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "deferred": len(self._waiting)})
 
     async def _restore_day(self) -> None:
         """What the day's budgets have used, from the ledger; asked again until it answers."""
-        day = _utc_day()
         query = UsageQuery(since=time.strftime("%Y-%m-%d", time.gmtime()), limit=100_000)
         while True:
             try:
-                rows = await self.node.ask("ledger.any", query, want=UsageRows, timeout_s=2.0)
-                break
+                self._limits.restore_day((await self.node.ask("ledger.any", query, want=UsageRows, timeout_s=2.0)).rows)
+                return
             except ActorError:
                 await asyncio.sleep(1.0)
-        for row in rows.rows:
-            limits = self._limits_of(row.tenant)
-            if limits is not None:
-                limits.restore_day(row.prompt_tokens + row.output_tokens, day)
 
-    # --- asking
-    # -------------------------------------------------------------------------------------------------------
+    # --- deciding
+    # -----------------------------------------------------------------------------------------------------
 
     @handles(concurrent=True)
     async def admit(self, msg: Admit, ctx: Context) -> Decision:
@@ -138,52 +135,58 @@ class AdmissionActor(Actor):
         request = msg.request
         arrived, arrived_ns = self._clock(), time.time_ns()
         decision = await self._reserve(msg, arrived)
+        if decision.outcome == "admitted":
+            self._metrics.decided("admitted")
+        else:
+            self._metrics.decided("refused", decision.reason, retry_after_s=decision.retry_after_s)
         self._decided[request.id] = decision
         if len(self._decided) > _KEPT_DECISIONS:
             self._decided.popitem(last=False)
         del self._deciding[request.id]
-        self._record(request, decision, arrived_ns)
+        record_admission_span(self._tracing, request, decision, since_unix_ns=arrived_ns)
         return decision
 
     async def _reserve(self, msg: Admit, arrived: float) -> Decision:
-        """Take what it could use from the tenant's limits, then see about its contract; all goes back on a
-        refusal."""
+        """Take what it could use from the tenant's limits, then see about its contract; a refusal gives all back."""
         request = msg.request
-        limits = self._limits_of(request.tenant)
-        if limits is None:
-            return self._refused(request, f"tenant {request.tenant!r} is unknown", Reason.no_worker, retry_after_s=1.0)
-        tokens = len(request.prompt) // 4 + request.max_tokens
-        grant = limits.reserve(request.id, tokens, arrived, _utc_day(), day_ends_in_s=_day_ends_in_s())
+        quota = self._limits.quota(request.tenant)
+        grant = self._limits.reserve(request)
+        if grant is None:
+            why = f"tenant {request.tenant!r} is not known here yet, or not any more"
+            return refused(Reason.unavailable, quota=quota, why=why, retry_after_s=1.0)
         if isinstance(grant, Denied):
-            return self._denied(request, grant)
-        candidate = self._candidate(request, arrived, committed=grant.committed, patience_s=msg.patience_s)
-        decision = self._examine(request, candidate) or await self._wait(request)
+            return denied(grant, quota=quota)
+        candidate = _candidate(request, arrived, committed=grant.committed, patience_s=msg.patience_s)
+        decision = self._examine(request, candidate) or await self._waiting.wait(request.id)
         if decision.outcome != "admitted":
-            limits.cancel(request.id, self._clock())
+            self._limits.cancel(request.id, request.tenant)
         return decision
 
-    def _candidate(self, request: Request, arrived: float, *, committed: bool, patience_s: float) -> rules.Candidate:
-        return rules.Candidate(
-            id=request.id,
-            tenant=request.tenant,
-            model=request.model,
-            tier=request.tier,
-            prompt_tokens=len(request.prompt) // 4,
-            max_tokens=request.max_tokens,
-            arrived_s=arrived,
-            ttft_s=request.ttft_s,
-            tpot_s=request.tpot_s,
-            max_wait_s=patience_s,
-            committed=committed,
-        )
+    def _examine(self, request: Request, candidate: rules.Candidate) -> Decision | None:
+        """Decide now. None: it waits."""
+        now = self._clock()
+        verdict = self._verdict(candidate, now)
+        if isinstance(verdict, rules.Admit):
+            self._submit(request, verdict, now)
+            return Decision(
+                outcome="admitted",
+                predicted_ttft_s=verdict.predicted_ttft_s,
+                predicted_tpot_s=verdict.predicted_tpot_s,
+                deferred_s=now - candidate.arrived_s if request.id in self._waiting else 0.0,
+                quota=self._limits.quota(request.tenant),
+            )
+        if isinstance(verdict, rules.Refuse):
+            return unattainable(verdict, candidate, quota=self._limits.quota(request.tenant))
+        self._defer(Waiting(request, candidate, verdict.worker), verdict)
+        return None
 
     def _verdict(self, candidate: rules.Candidate, now: float) -> rules.Verdict:
-        fresh = now - self._load_at.get(candidate.model, -_LOAD_STALE_S) < _LOAD_STALE_S
+        heard_at, loads = self._loads.get(candidate.model, (0.0, []))
         margin = self._margins.get(candidate.tenant)
         return rules.decide(
             candidate,
-            self._loads[candidate.model] if fresh else [],
-            [*self._reservations.pending(candidate.model), *self._ahead(candidate)],
+            loads if now - heard_at < _LOAD_STALE_S else [],
+            [*self._reservations.pending(candidate.model), *self._ahead(candidate, now)],
             now=now,
             margin=margin.value if margin else 0.0,
             jitter=self._random.random(),
@@ -198,78 +201,9 @@ class AdmissionActor(Actor):
         paces = [tenant.contract.tpot_ms for tenant in self._tenants.values() if tenant.contract.tier != "flex"]
         return min((pace / 1000 for pace in paces if pace is not None), default=None)
 
-    def _examine(self, request: Request, candidate: rules.Candidate) -> Decision | None:
-        """Decide now. None: it waits in the queue of the deferred."""
-        now = self._clock()
-        verdict = self._verdict(candidate, now)
-        if isinstance(verdict, rules.Admit):
-            self._submit(request, verdict, now)
-            return Decision(
-                outcome="admitted",
-                predicted_ttft_s=verdict.predicted_ttft_s,
-                predicted_tpot_s=verdict.predicted_tpot_s,
-                deferred_s=now - candidate.arrived_s if request.id in self._answers else 0.0,
-                quota=self._quota(request.tenant),
-            )
-        if isinstance(verdict, rules.Refuse):
-            return self._refused(
-                request,
-                _explain(verdict, candidate),
-                verdict.reason,
-                measured=verdict.measured,
-                threshold=verdict.threshold,
-                retry_after_s=verdict.retry_after_s,
-                predicted_ttft_s=verdict.predicted_ttft_s,
-            )
-        self._defer(request, candidate, verdict)
-        return None
-
-    def _defer(self, request: Request, candidate: rules.Candidate, verdict: rules.Defer) -> None:
-        """Put it into the queue, or change its terms there. Who has no place for it is answered at once."""
-        if request.id not in self._answers:
-            self._answers[request.id] = asyncio.get_running_loop().create_future()
-            self._metrics.decided("deferred", verdict.reason.value)
-        out = self._deferred.add(
-            Deferred(
-                id=request.id,
-                tenant=request.tenant,
-                tier=candidate.tier,
-                deadline_s=verdict.deadline_s,
-                until_s=verdict.until_s,
-                what=_Waiting(request, candidate, verdict.worker),
-            )
-        )
-        if out is not None:
-            retry = max(self._policy.retry_floor_s, out.until_s - self._clock())
-            why = (
-                f"{len(self._deferred)} requests wait already, {self._deferred.held(out.tenant)} of them of this tenant"
-            )
-            self._answer(out.id, self._refused(out.what.request, why, Reason.queue_full, retry_after_s=retry))
-
-    def _answer(self, request_id: str, decision: Decision) -> None:
-        answer = self._answers.get(request_id)
-        if answer is not None and not answer.done():
-            answer.set_result(decision)
-
-    async def _wait(self, request: Request) -> Decision:
-        try:
-            return await self._answers[request.id]
-        finally:
-            del self._answers[request.id]
-            self._deferred.remove(request.id)
-
-    def _ahead(self, candidate: rules.Candidate) -> list[rules.Reservation]:
-        """The deferred that a newcomer must not overtake."""
-        if candidate.id in self._answers or not len(self._deferred):
-            return []
-        return [
-            entry.what.reservation()
-            for entry in self._due()
-            if entry.tier <= candidate.tier and entry.what.candidate.model == candidate.model
-        ]
-
     def _submit(self, request: Request, verdict: rules.Admit, now: float) -> None:
-        admitted = rules.Reservation(
+        """On the terms of the verdict: the tier that it was admitted at, and the time that is left."""
+        reservation = rules.Reservation(
             id=request.id,
             worker=verdict.worker,
             tier=verdict.tier,
@@ -278,95 +212,86 @@ class AdmissionActor(Actor):
             deadline_s=None if verdict.ttft_s is None else now + verdict.ttft_s,
             tpot_s=verdict.tpot_s,
         )
-        self._reservations.add(request, admitted, now)
-        self._metrics.decided("admitted")
-        submitted = Submit(request=_on_terms(request, verdict))
-        self.node.tell_soon(f"scheduler.{request.model}", submitted)
+        self._reservations.add(request, reservation, now)
+        on_terms = msgspec.structs.replace(request, tier=verdict.tier, ttft_s=verdict.ttft_s, tpot_s=verdict.tpot_s)
+        self.node.tell_soon(f"scheduler.{request.model}", Submit(request=on_terms))
 
-    # --- refusing
-    # -----------------------------------------------------------------------------------------------------
+    # --- waiting
+    # ------------------------------------------------------------------------------------------------------
 
-    def _denied(self, request: Request, denied: Denied) -> Decision:
-        why = f"{denied.reason.value}: {denied.measured:.0f} of {denied.limit:.0f}"
-        return self._refused(
-            request,
-            why,
-            denied.reason,
-            measured=denied.measured,
-            threshold=denied.limit,
-            retry_after_s=denied.retry_after_s,
-        )
+    def _defer(self, waiting: Waiting, verdict: rules.Defer) -> None:
+        if waiting.candidate.id not in self._waiting:
+            self._metrics.decided("deferred", verdict.reason.value)
+        out = self._waiting.put(waiting, verdict)
+        if out is not None:
+            why = f"{len(self._waiting)} requests wait already, {self._waiting.held(out.tenant)} of them of this tenant"
+            self._turn_away(out, Reason.queue_full, why=why)
 
-    def _refused(
-        self,
-        request: Request,
-        why: str,
-        reason: Reason,
-        *,
-        measured: float = 0.0,
-        threshold: float = 0.0,
-        retry_after_s: float | None = None,
-        predicted_ttft_s: float | None = None,
-    ) -> Decision:
-        self._metrics.decided("refused", reason.value, retry_after_s=retry_after_s)
-        return Decision(
-            outcome="refused",
-            reason=reason.value,
-            message=why,
+    def _turn_away(
+        self, entry: Deferred[Waiting], reason: Reason, *, why: str = "", measured: float = 0.0, threshold: float = 0.0
+    ) -> None:
+        decision = refused(
+            reason,
+            quota=self._limits.quota(entry.tenant),
+            why=why,
             measured=measured,
             threshold=threshold,
-            retry_after_s=retry_after_s,
-            predicted_ttft_s=predicted_ttft_s,
-            quota=self._quota(request.tenant),
+            retry_after_s=max(self._policy.retry_floor_s, entry.until_s - self._clock()),
         )
+        self._waiting.answer(entry.id, decision)
 
-    # --- what changes
-    # -------------------------------------------------------------------------------------------------
+    def _due(self, now: float) -> list[Deferred[Waiting]]:
+        """The deferred in their order. Those whose time is over are refused here."""
+        expired, order = self._waiting.due(now)
+        for entry in expired:
+            candidate = entry.what.candidate
+            allowed = candidate.ttft_s or candidate.max_wait_s
+            waited = now - candidate.arrived_s
+            self._turn_away(entry, Reason.deadline_exceeded, measured=waited, threshold=allowed)
+        return order
 
-    def _heard_load(self, load: Load, ctx: Context) -> None:
-        now = self._clock()
-        self._loads[load.model] = load.workers
-        self._load_at[load.model] = now
-        self._reservations.reported(load.model, load.workers, now)
-        self._reexamine(load.model)
+    def _ahead(self, candidate: rules.Candidate, now: float) -> list[rules.Reservation]:
+        """The deferred that a newcomer must not overtake."""
+        if candidate.id in self._waiting or not len(self._waiting):
+            return []
+        return [
+            entry.what.reservation()
+            for entry in self._due(now)
+            if entry.tier <= candidate.tier and entry.what.candidate.model == candidate.model
+        ]
 
     def _reexamine(self, model: str) -> None:
         """Look at the deferred again, in their order, up to the first that has to wait on."""
-        for entry in self._due()[:_LOOKED_AT]:
+        for entry in self._due(self._clock())[:_LOOKED_AT]:
             if entry.what.candidate.model == model:
                 decision = self._examine(entry.what.request, entry.what.candidate)
                 if decision is None:
                     return
-                self._deferred.remove(entry.id)
-                self._answer(entry.id, decision)
-
-    def _due(self) -> list[Deferred[_Waiting]]:
-        """The deferred in their order. Those whose time is over are refused here."""
-        now = self._clock()
-        due = self._deferred.due(now)
-        for entry in due.expired:
-            candidate = entry.what.candidate
-            waited = now - candidate.arrived_s
-            decision = self._refused(
-                entry.what.request,
-                f"it waited {waited:.2f} s and can no longer start in time",
-                Reason.deadline_exceeded,
-                measured=waited,
-                threshold=candidate.ttft_s or candidate.max_wait_s,
-                retry_after_s=max(self._policy.retry_floor_s, entry.until_s - now),
-            )
-            self._answer(entry.id, decision)
-        return due.order
+                self._waiting.answer(entry.id, decision)
 
     async def _expire(self) -> None:
-        self._due()
+        self._due(self._clock())
+
+    @handles
+    def cancel(self, msg: Cancel, ctx: Context) -> None:
+        """The client left while its request waited here, or before its gateway heard the decision."""
+        self._waiting.answer(msg.request, refused(Reason.cancelled, quota=None, why="its client left"))
+        tenant = self._reservations.remove(msg.request)
+        if tenant is not None:
+            self._limits.cancel(msg.request, tenant)
+
+    # --- what becomes of the admitted
+    # ---------------------------------------------------------------------------------
+
+    def _heard_load(self, load: Load, ctx: Context) -> None:
+        now = self._clock()
+        self._loads[load.model] = (now, load.workers)
+        self._reservations.reported(load.model, load.workers, now)
+        self._reexamine(load.model)
 
     @handles
     def settle(self, msg: Settle, ctx: Context) -> None:
-        now = self._clock()
-        limits = self._limits.get(msg.tenant)
-        if limits is not None:
-            limits.settle(msg.request, msg.prompt_tokens + msg.output_tokens, now)
+        self._limits.settle(msg.request, msg.tenant, msg.prompt_tokens + msg.output_tokens)
         self._reservations.remove(msg.request)
         if msg.is_whole:
             self._history.add(msg.tenant, msg.output_tokens)
@@ -378,32 +303,18 @@ class AdmissionActor(Actor):
         if decision is not None and decision.predicted_ttft_s and msg.ttft_s:
             self._metrics.predicted(predicted_s=decision.predicted_ttft_s, measured_s=msg.ttft_s)
 
-    @handles
-    def cancel(self, msg: Cancel, ctx: Context) -> None:
-        """The client left while its request waited here, or before its gateway heard the decision."""
-        self._answer(msg.request, Decision(outcome="refused", reason=Reason.cancelled.value, message="its client left"))
-        tenant = self._reservations.remove(msg.request)
-        limits = self._limits.get(tenant) if tenant else None
-        if limits is not None:
-            limits.cancel(msg.request, self._clock())
-
     def _heard_live(self, live: Live, ctx: Context) -> None:
         """What a gateway has under way: count what we do not know (after a restart of ours)."""
-        now, day = self._clock(), _utc_day()
         for request, tenant, tokens in zip(live.requests, live.tenants, live.tokens, strict=True):
-            limits = self._limits_of(tenant)
-            if limits is not None and not self._reservations.holds(request):
-                limits.restore(request, tokens, now, day)
-        self._reservations.live(live, now)
+            if not self._reservations.holds(request):
+                self._limits.restore(request, tenant, tokens)
+        self._reservations.live(live, self._clock())
 
     async def _reconcile(self) -> None:
         """Give back what no gateway has any more: its `Settle` was lost, or the gateway died."""
-        now = self._clock()
-        for request, tenant in self._reservations.abandoned(now):
+        for request, tenant in self._reservations.abandoned(self._clock()):
             self._log.warning("reservation without a request", request_id=request, tenant=tenant)
-            limits = self._limits.get(tenant)
-            if limits is not None:
-                limits.cancel(request, now)
+            self._limits.cancel(request, tenant)
 
     # --- questions
     # ----------------------------------------------------------------------------------------------------
@@ -412,130 +323,36 @@ class AdmissionActor(Actor):
     def explain(self, msg: Explain, ctx: Context) -> Decision:
         """Limits are looked at, not taken."""
         now = self._clock()
-        candidate = self._candidate(msg.request, now, committed=True, patience_s=30.0)
+        candidate = _candidate(msg.request, now, committed=True, patience_s=30.0)
         verdict = self._verdict(candidate, now)
-        quota = self._quota(msg.request.tenant)
+        quota = self._limits.quota(msg.request.tenant)
         if isinstance(verdict, rules.Refuse):
-            return Decision(
-                outcome="refused",
-                reason=verdict.reason.value,
-                message=_explain(verdict, candidate),
-                measured=verdict.measured,
-                threshold=verdict.threshold,
-                retry_after_s=verdict.retry_after_s,
-                predicted_ttft_s=verdict.predicted_ttft_s,
-                quota=quota,
-            )
+            return unattainable(verdict, candidate, quota=quota)
         return Decision(
-            outcome="admitted" if isinstance(verdict, rules.Admit) else "deferred",
-            reason="" if isinstance(verdict, rules.Admit) else verdict.reason.value,
+            outcome="deferred" if isinstance(verdict, rules.Defer) else "admitted",
+            reason=verdict.reason.value if isinstance(verdict, rules.Defer) else "",
             predicted_ttft_s=verdict.predicted_ttft_s,
             predicted_tpot_s=verdict.predicted_tpot_s,
-            deferred_s=0.0 if isinstance(verdict, rules.Admit) else max(0.0, verdict.until_s - now),
+            deferred_s=max(0.0, verdict.until_s - now) if isinstance(verdict, rules.Defer) else 0.0,
             quota=quota,
         )
 
     @handles
     def quota(self, msg: QuotaQuery, ctx: Context) -> Quota:
-        return self._quota(msg.tenant) or Quota()
-
-    def _quota(self, tenant: str) -> Quota | None:
-        limits = self._limits_of(tenant)
-        if limits is None:
-            return None
-        now = limits.snapshot(self._clock())
-        return Quota(
-            requests_limit=now.limit_requests,
-            requests_left=now.remaining_requests,
-            requests_reset_s=now.reset_requests_s,
-            tokens_limit=now.limit_tokens,
-            tokens_left=now.remaining_tokens,
-            tokens_reset_s=now.reset_tokens_s,
-        )
-
-    def _limits_of(self, name: str) -> TenantLimits | None:
-        """The state of a tenant's limits, in step with its entry in the directory; None if there is none."""
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            return None
-        state = self._limits.get(name)
-        if state is None:
-            state = self._limits[name] = TenantLimits(tenant.limits, self._clock())
-        elif state.limits is not tenant.limits:
-            state.update(tenant.limits, self._clock())
-        return state
-
-    def _record(self, request: Request, decision: Decision, since_ns: int) -> None:
-        attributes: dict[str, str | float] = {
-            "headgate.tenant": request.tenant,
-            "headgate.tier": Tier(request.tier).name,
-            "headgate.decision": "deferred"
-            if decision.outcome == "admitted" and decision.deferred_s
-            else decision.outcome,
-        }
-        optional = {
-            "headgate.deadline_ms": request.ttft_s,
-            "headgate.predicted_ttft_ms": decision.predicted_ttft_s,
-            "headgate.retry_after_ms": decision.retry_after_s,
-        }
-        attributes.update({name: round(1000 * value, 2) for name, value in optional.items() if value is not None})
-        if decision.reason:
-            attributes["headgate.reason"] = decision.reason
-        self._tracing.record(
-            "admission",
-            request_id=request.id,
-            parent_traceparent=request.traceparent,
-            start_unix_ns=since_ns,
-            end_unix_ns=time.time_ns(),
-            attributes=attributes,
-        )
+        return self._limits.quota(msg.tenant) or Quota()
 
 
-class _Waiting:
-    """A deferred request, on the worker that would have it first."""
-
-    __slots__ = ("candidate", "request", "worker")
-
-    def __init__(self, request: Request, candidate: rules.Candidate, worker: str) -> None:
-        self.request, self.candidate, self.worker = request, candidate, worker
-
-    def reservation(self) -> rules.Reservation:
-        """Its claim, as a newcomer's forecast must see it."""
-        candidate = self.candidate
-        return rules.Reservation(
-            id=candidate.id,
-            worker=self.worker,
-            tier=candidate.tier,
-            prompt_tokens=candidate.prompt_tokens,
-            max_tokens=candidate.max_tokens,
-            deadline_s=None if candidate.ttft_s is None else candidate.arrived_s + candidate.ttft_s,
-            tpot_s=candidate.tpot_s,
-        )
-
-
-def _on_terms(request: Request, verdict: rules.Admit) -> Request:
-    """The request as it is submitted: the tier that its admission was granted at, and the time that is left."""
-    return msgspec.structs.replace(request, tier=verdict.tier, ttft_s=verdict.ttft_s, tpot_s=verdict.tpot_s)
-
-
-def _explain(refusal: rules.Refuse, candidate: rules.Candidate) -> str:
-    """For the client: the measured value and the threshold, in words."""
-    promised = candidate.ttft_s is not None and candidate.committed and candidate.tier != Tier.flex
-    words = {
-        Reason.ttft_unattainable: "the first token would come after {m:.3f} s, the contract allows {t:.3f} s"
-        if promised
-        else "it would have to wait {m:.2f} s to start, it may wait {t:.2f} s",
-        Reason.tpot_unattainable: "tokens would come every {m:.4f} s, the tightest contract allows {t:.4f} s",
-        Reason.kv_exhausted: "the KV cache would peak at {m:.0f} blocks, {t:.0f} may be used",
-        Reason.deadline_exceeded: "it waited {m:.2f} s of {t:.2f} s and can no longer start in time",
-        Reason.no_worker: "no worker serves this model now",
-    }.get(refusal.reason, "{m:g} against {t:g}")
-    return words.format(m=refusal.measured, t=refusal.threshold)
-
-
-def _utc_day() -> int:
-    return int(time.time() // 86_400)
-
-
-def _day_ends_in_s() -> float:
-    return 86_400 - time.time() % 86_400
+def _candidate(request: Request, arrived: float, *, committed: bool, patience_s: float) -> rules.Candidate:
+    return rules.Candidate(
+        id=request.id,
+        tenant=request.tenant,
+        model=request.model,
+        tier=request.tier,
+        prompt_tokens=len(request.prompt) // 4,
+        max_tokens=request.max_tokens,
+        arrived_s=arrived,
+        ttft_s=request.ttft_s,
+        tpot_s=request.tpot_s,
+        max_wait_s=patience_s,
+        committed=committed,
+    )

@@ -57,8 +57,7 @@ __all__ = [
     "Whereabouts",
 ]
 
-# --- gateway → admission
-# ----------------------------------------------------------------------------------------------
+# --- gateway → admission ----------------------------------------------------------------------------------------------
 
 
 class Admit(Message, frozen=True, tag="admit"):
@@ -139,8 +138,7 @@ class Live(Message, frozen=True, tag="live"):
     tokens: list[int]  # reserved: prompt + max_tokens
 
 
-# --- gateway, admission → scheduler
-# -----------------------------------------------------------------------------------
+# --- gateway, admission → scheduler -----------------------------------------------------------------------------------
 
 
 class Submit(Message, frozen=True, tag="submit"):
@@ -193,8 +191,7 @@ class HandBack(Message, frozen=True, tag="hand-back"):
     errors: list[str]
 
 
-# --- scheduler ↔ worker
-# -----------------------------------------------------------------------------------------------
+# --- scheduler ↔ worker -----------------------------------------------------------------------------------------------
 
 
 class Attach(Message, frozen=True, tag="attach"):
@@ -230,8 +227,7 @@ class StepRefused(Message, frozen=True, tag="step-refused"):
     wanted: int
 
 
-# --- worker → gateway
-# -------------------------------------------------------------------------------------------------
+# --- worker → gateway -------------------------------------------------------------------------------------------------
 
 
 class Tokens(Message, frozen=True, tag="tokens"):
@@ -254,8 +250,7 @@ class Tokens(Message, frozen=True, tag="tokens"):
     cached: dict[int, int]
 
 
-# --- bus (heartbeats are the runtime's own: actors/runtime/heartbeat.py)
-# ----------------------------------------------
+# --- bus (heartbeats are the runtime's own: actors/runtime/heartbeat.py) ----------------------------------------------
 
 
 class Load(Message, frozen=True, tag="load"):
@@ -266,8 +261,7 @@ class Load(Message, frozen=True, tag="load"):
     unplaced: int = 0  # requests that wait for any worker
 
 
-# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost
-# -----------------------------------------------
+# --- gateway, scheduler → ledger: JetStream, stream `usage`, never lost -----------------------------------------------
 
 
 class UsageOpened(Message, frozen=True, tag="usage-opened"):
@@ -303,8 +297,7 @@ class Exposition(Message, frozen=True, tag="exposition"):
     text: bytes
 
 
-# --- gateway → ledger
-# -------------------------------------------------------------------------------------------------
+# --- gateway → ledger -------------------------------------------------------------------------------------------------
 
 
 class UsageQuery(Message, frozen=True, tag="usage-query"):

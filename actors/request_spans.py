@@ -1,4 +1,5 @@
-"""The spans of a request that only the scheduler can tell: `queue`, `prefill` and `decode`, recorded when it is over.
+"""The spans of a request that admission (`admission`) and the scheduler (`queue`, `prefill`, `decode`) can tell,
+recorded afterwards.
 
 The scheduler's times are of its monotonic clock; they become wall-clock instants by the offset between both clocks
 at the end.
@@ -11,11 +12,12 @@ from collections.abc import Mapping
 
 from opentelemetry.util.types import AttributeValue
 
+from actors.messages import Decision
 from observability.tracing import Event, Tracing
 from policies.events import Finished, Preempted
 from policies.vocabulary import Request, Tier
 
-__all__ = ["record_request_spans"]
+__all__ = ["record_admission_span", "record_request_spans"]
 
 
 def record_request_spans(
@@ -67,3 +69,29 @@ def record_request_spans(
     if first is not None:
         events.insert(0, ("first_token", instant(first), {}))
         phase("decode", first, clock_now, {"headgate.output_tokens": ended.generated}, events)
+
+
+def record_admission_span(tracing: Tracing, request: Request, decision: Decision, *, since_unix_ns: int) -> None:
+    """Record how it was decided: from the arrival at admission to the final word."""
+    was_deferred = decision.outcome == "admitted" and decision.deferred_s > 0
+    attributes: dict[str, AttributeValue] = {
+        "headgate.tenant": request.tenant,
+        "headgate.tier": Tier(request.tier).name,
+        "headgate.decision": "deferred" if was_deferred else decision.outcome,
+    }
+    optional = {
+        "headgate.deadline_ms": request.ttft_s,
+        "headgate.predicted_ttft_ms": decision.predicted_ttft_s,
+        "headgate.retry_after_ms": decision.retry_after_s,
+    }
+    attributes.update({name: round(1000 * value, 2) for name, value in optional.items() if value is not None})
+    if decision.reason:
+        attributes["headgate.reason"] = decision.reason
+    tracing.record(
+        "admission",
+        request_id=request.id,
+        parent_traceparent=request.traceparent,
+        start_unix_ns=since_unix_ns,
+        end_unix_ns=time.time_ns(),
+        attributes=attributes,
+    )

@@ -94,8 +94,7 @@ class SchedulerActor(Actor):
         self._served: OrderedDict[str, tuple[str, UsageSettled]] = OrderedDict()  # by which gateway; not settled by us
         self._log = structlog.get_logger().bind(model=model)
 
-    # --- life
-    # ---------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     @property
     def links(self) -> list[WorkerLink]:
@@ -110,8 +109,7 @@ class SchedulerActor(Actor):
         self.every(self._load_every_s, self._publish_load)
         self.every(0.1, self._watch_links)
 
-    # --- requests
-    # -----------------------------------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     @handles
     def submit(self, msg: Submit, ctx: Context) -> Accepted | None:
@@ -178,8 +176,7 @@ class SchedulerActor(Actor):
         attempts = [self._live[r].attempt if r in self._live else 0 for r in msg.requests]
         return Whereabouts(attempts=attempts, generated=[self._generated.get(r, 0) for r in msg.requests])
 
-    # --- steps
-    # --------------------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     @handles
     def stepped(self, msg: Stepped, ctx: Context) -> None:
@@ -258,8 +255,7 @@ class SchedulerActor(Actor):
         while len(self._generated) > _KEPT_ENDED + len(self._live):
             self._generated.popitem(last=False)
 
-    # --- workers
-    # ------------------------------------------------------------------------------------------------------
+    # --- workers ------------------------------------------------------------------------------------------------------
 
     def _worker_alive(self, peer: Peer) -> None:
         if (
@@ -342,8 +338,7 @@ class SchedulerActor(Actor):
             else:
                 self._give_up(link, f"no result for {link.STALL_S:.0f} s")
 
-    # --- gateways
-    # -----------------------------------------------------------------------------------------------------
+    # --- gateways -----------------------------------------------------------------------------------------------------
 
     def _gateway_died(self, death: Death) -> None:
         """Free what it owned, and settle it: nobody else can."""
@@ -374,8 +369,7 @@ class SchedulerActor(Actor):
             settled_unix_s=time.time(),
         )
 
-    # --- load
-    # ---------------------------------------------------------------------------------------------------------
+    # --- load ---------------------------------------------------------------------------------------------------------
 
     def _load_changed(self) -> None:
         """Tell admission soon, not only at the next turn: a place that became free may be waited for."""

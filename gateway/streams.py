@@ -54,8 +54,7 @@ class GatewayActor(Actor):
         self._started = False  # HTTP is served a little earlier than messages
         self._log = structlog.get_logger()
 
-    # --- life
-    # ---------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     async def on_start(self, node: Node) -> None:
         self._admission = AskAdmission(node, self._clock)
@@ -89,8 +88,7 @@ class GatewayActor(Actor):
         task.add_done_callback(self._endings.discard)
         return task
 
-    # --- the frontend
-    # -------------------------------------------------------------------------------------------------
+    # --- the frontend -------------------------------------------------------------------------------------------------
 
     async def admit(self, request: Request, *, key: str, patience_s: float, retries: int = 0) -> Generation:
         if not self._started or self.node.is_draining:
@@ -124,8 +122,7 @@ class GatewayActor(Actor):
     def not_ready(self) -> list[str]:
         return self.view.not_ready(is_connected=self.node.transport.is_connected)
 
-    # --- tokens
-    # -------------------------------------------------------------------------------------------------------
+    # --- tokens -------------------------------------------------------------------------------------------------------
 
     @handles
     def tokens(self, msg: Tokens, ctx: Context) -> None:
@@ -219,8 +216,7 @@ class GatewayActor(Actor):
             else:
                 opened.stream.heard = self._clock()  # it is only slow
 
-    # --- the end
-    # ------------------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------------
 
     async def _finish(self, opened: OpenStream, finish: Finish) -> None:
         await asyncio.shield(self._ending(self._end(opened, finish)))
