@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 
 from actors.messages import Exposition, Load
-from actors.runtime import Context
+from actors.runtime import Alive, Context
 from gateway.text.tokenizer import ModelText
 from observability.merge import merged
 
@@ -17,6 +17,8 @@ __all__ = ["StackView"]
 _LOAD_STALE_S = 2.0
 #: Metrics of a process that told none for so long are left out.
 _EXPOSITION_STALE_S = 10.0
+#: As for a death watch: five missed heartbeats.
+_ALIVE_STALE_S = 1.0
 
 
 class StackView:
@@ -27,6 +29,7 @@ class StackView:
         self._models = models
         self._clock = clock
         self._loads: dict[str, tuple[float, Load]] = {}
+        self._alive: dict[str, tuple[float, Alive]] = {}
         self._expositions: dict[str, tuple[float, bytes]] = {}
 
     def heard_load(self, load: Load, ctx: Context) -> None:
@@ -37,6 +40,24 @@ class StackView:
 
     def heard_metrics(self, exposition: Exposition, ctx: Context) -> None:
         self._expositions[ctx.sender] = (self._clock(), exposition.text)
+
+    def heard_alive(self, alive: Alive, ctx: Context) -> None:
+        self._alive[ctx.sender] = (self._clock(), alive)
+
+    def processes(self) -> list[dict[str, object]]:
+        """Every process that was heard lately: role, instance, pid, epoch of its lease, state. In the order of their names."""
+        since = self._clock() - _ALIVE_STALE_S
+        self._alive = {name: heard for name, heard in sorted(self._alive.items()) if heard[0] > since}
+        return [
+            {
+                "role": name.partition(".")[0],
+                "instance": alive.instance,
+                "pid": alive.info.get("pid"),
+                "epoch": alive.epoch,
+                "state": alive.info.get("state"),
+            }
+            for name, (_, alive) in self._alive.items()
+        ]
 
     def not_ready(self, *, is_connected: bool) -> list[str]:
         """Why requests cannot be served now; empty when they can."""

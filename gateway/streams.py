@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from actors.messages import Decision, Exposition, HandBack, Live, Load, Quota, ReportLive, Settle, Tokens
-from actors.runtime import Actor, Context, Node, Peer, Watch, handles, heartbeat
+from actors.runtime import Actor, Alive, Context, Node, Peer, Watch, handles, heartbeat
 from gateway.asking import AskAdmission, AskScheduler
 from gateway.generation import Generation, GenerationFailed, Refused
 from gateway.open_stream import OpenStream
@@ -63,6 +63,8 @@ class GatewayActor(Actor):
         await self.listen("scheduler", Load, self.view.heard_load)
         for role in ("admission", "scheduler", "worker", "ledger"):
             await self.listen(role, Exposition, self.view.heard_metrics)
+        for role in ("admission", "scheduler", "worker", "ledger", "gateway"):
+            await self.listen(role, Alive, self.view.heard_alive)
         await self.listen("admission", ReportLive, self._report_asked)
         heartbeat(self, info=self._info)
         self.every(1.0, self._report_live)

@@ -65,11 +65,14 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
     async def explain(request: Request) -> Decision:
         return await actor.explain(request)
 
+    async def processes() -> list[dict[str, object]]:
+        return actor.view.processes()
+
     admin = admin_app(
         admin_key=secrets.admin_key,
         tenancy=Tenancy(tenants, keys, directory, pepper=secrets.pepper, audit=audit),
         directory=directory,
-        sources=AdminSources(usage=usage, audit=audit_rows, explain=explain),
+        sources=AdminSources(usage=usage, audit=audit_rows, explain=explain, processes=processes),
         gateway=context.instance,
     )
     async with _http(
