@@ -215,7 +215,7 @@ class TorchEngine:
 
     def is_done(self, handle: _Launched) -> bool:
         """See `Engine.is_done`."""
-        return handle.ready is None or handle.ready.query()
+        return handle.ready is None or bool(handle.ready.query())  # type: ignore[no-untyped-call]
 
     def collect(self, handle: _Launched) -> StepResult:
         """See `Engine.collect`.

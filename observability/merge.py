@@ -27,7 +27,7 @@ def merged(own: CollectorRegistry, others: Mapping[str, bytes]) -> tuple[bytes, 
             family.samples.extend(
                 sample._replace(labels={**sample.labels, "process": process}) for sample in metric.samples
             )
-    return generate_latest(_Families(families.values())), CONTENT_TYPE_LATEST  # type: ignore[arg-type]
+    return generate_latest(_Families(families.values())), CONTENT_TYPE_LATEST
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def _gomp_parallel() -> Callable[..., None] | None:
         return None
     entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     entry.restype = None
-    return entry  # type: ignore[no-any-return]
+    return entry
 
 
 class Team:
