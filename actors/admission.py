@@ -10,6 +10,7 @@ day used.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -57,6 +58,8 @@ _KEPT_DECISIONS = 8192
 _LOOKED_AT = 64
 #: A report of load that is older says nothing any more.
 _LOAD_STALE_S = 2.0
+#: So long a new admission actor waits to hear of a load, which comes every 100 ms, before it turns anybody away.
+_FIRST_LOAD_S = 1.0
 
 
 class AdmissionActor(Actor):
@@ -83,6 +86,8 @@ class AdmissionActor(Actor):
         self._random = random.Random(seed)
         self._limits = LimitsBook(tenants, clock)
         self._loads: dict[str, tuple[float, list[WorkerLoad]]] = {}
+        self._heard_any = asyncio.Event()
+        self._decide_from_s = 0.0
         self._reservations = Reservations()
         self._waiting = WaitingRoom()
         self._deciding: dict[str, asyncio.Task[Decision]] = {}
@@ -95,6 +100,7 @@ class AdmissionActor(Actor):
     # ---------------------------------------------------------------------------------------------------------
 
     async def on_start(self, node: Node) -> None:
+        self._decide_from_s = self._clock() + _FIRST_LOAD_S
         await self.listen("scheduler", Load, self._heard_load)
         await self.listen("gateway", Live, self._heard_live)
         await node.publish(self.role, ReportLive())
@@ -134,6 +140,7 @@ class AdmissionActor(Actor):
     async def _decide(self, msg: Admit) -> Decision:
         request = msg.request
         arrived, arrived_ns = self._clock(), time.time_ns()
+        await self._oriented(arrived)
         decision = await self._reserve(msg, arrived)
         if decision.outcome == "admitted":
             self._metrics.decided("admitted")
@@ -145,6 +152,13 @@ class AdmissionActor(Actor):
         del self._deciding[request.id]
         record_admission_span(self._tracing, request, decision, since_unix_ns=arrived_ns)
         return decision
+
+    async def _oriented(self, now: float) -> None:
+        """One that has just started knows of no worker yet, and would refuse what can be served."""
+        if not self._heard_any.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._decide_from_s - now)):
+                    await self._heard_any.wait()
 
     async def _reserve(self, msg: Admit, arrived: float) -> Decision:
         """Take what it could use from the tenant's limits, then see about its contract; a refusal gives all back."""
@@ -286,6 +300,7 @@ class AdmissionActor(Actor):
     def _heard_load(self, load: Load, ctx: Context) -> None:
         now = self._clock()
         self._loads[load.model] = (now, load.workers)
+        self._heard_any.set()
         self._reservations.reported(load.model, load.workers, now)
         self._reexamine(load.model)
 

@@ -59,6 +59,8 @@ class SchedulerActor(Actor):
     mailbox = 4096
     #: A change of load is told so long after it, together with those that come meanwhile.
     LOAD_SOON_S = 0.01
+    #: So long a new scheduler that has found no worker yet tells no load: its predecessor's is nearer to the truth.
+    FIND_WORKERS_S = 1.0
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class SchedulerActor(Actor):
         self._clock = clock
         self._load_every_s = load_every_s
         self._load_due = False
+        self._load_from_s = 0.0
         self._links: dict[str, WorkerLink] = {}
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
         self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
@@ -106,6 +109,7 @@ class SchedulerActor(Actor):
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
         await Watch("gateway", on_death=self._gateway_died).start(self)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._model})
+        self._load_from_s = self._clock() + self.FIND_WORKERS_S
         self.every(self._load_every_s, self._publish_load)
         self.every(0.1, self._watch_links)
 
@@ -380,6 +384,8 @@ class SchedulerActor(Actor):
     async def _publish_load(self) -> None:
         self._load_due = False
         now = self._clock()
+        if not self._links and now < self._load_from_s:
+            return
         loads = [link.core.load(now, name) for name, link in self._links.items()]
         for name, link in self._links.items():
             self._blocks.blocks(model=self._model, worker=name, counts=link.core.block_counts())
