@@ -22,6 +22,7 @@ from policies.vocabulary import (
     StepTimeCoefficients,
     WorkerSpec,
     pack_tokens,
+    unpack_tokens,
 )
 
 COEFFICIENTS = StepTimeCoefficients(0.01, 0.008, 0.0001)
@@ -149,9 +150,9 @@ class Harness:
         self.core.check_integrity()
 
     def seen(self, name: str) -> list[int]:
-        """All outputs that the client of a request has got."""
-        newest = self.requests[name].attempt
-        return [token for n in range(1, newest + 1) for token in self.outputs.get((name, n), [])]
+        """All outputs that the client of a request has got. What an attempt gives after the next began is ignored."""
+        request = self.requests[name]
+        return [*unpack_tokens(request.generated), *self.outputs.get((name, request.attempt), [])]
 
     def over(self, name: str) -> bool:
         """Whether the worker has ended a request, acknowledged or not."""

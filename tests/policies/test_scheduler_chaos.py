@@ -176,4 +176,4 @@ class Chaos(RuleBasedStateMachine):
 
 
 TestChaos = Chaos.TestCase
-TestChaos.settings = settings(max_examples=80, stateful_step_count=60)
+TestChaos.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
