@@ -23,7 +23,7 @@ from demo.tasks import EXACT_KINDS, KINDS, Task, check, sample
 __all__ = ["REQUIRED_ACCURACY", "answers", "main"]
 
 REQUIRED_ACCURACY = 0.98
-_BATCH = 128
+_BATCH = 256
 _MAX_NEW_TOKENS = 400
 
 
