@@ -38,6 +38,9 @@ __all__ = ["Ledger"]
 
 T = TypeVar("T")
 
+#: What a ledger had taken when it was killed comes to its successor so much later.
+_ACK_WAIT_S = 5.0
+
 
 class Ledger(Actor):
     """Owns `path`, an SQLite file.
@@ -70,7 +73,7 @@ class Ledger(Actor):
 
     async def _fold(self, stream: str) -> None:
         """Consume for ever; one transaction a batch."""
-        async for batch in self.node.transport.consume(stream, self.role):
+        async for batch in self.node.transport.consume(stream, self.role, ack_wait_s=_ACK_WAIT_S):
             if stream == USAGE_STREAM:
                 await self._do(partial(self._store.fold_usage, self._readable([entry.payload for entry in batch])))
             else:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from stack_support import Stack, Tenant
 
-
 _PAUSES = pytest.StashKey[dict[str, int]]()
 
 

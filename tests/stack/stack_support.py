@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Answer:
     @property
     def pause_s(self) -> float:
         """The longest wait for a piece, after the first."""
-        return max((later - earlier for earlier, later in zip(self.arrivals, self.arrivals[1:], strict=False)), default=0)
+        return max((later - earlier for earlier, later in pairwise(self.arrivals)), default=0.0)
 
     def assert_right(self) -> None:
         assert self.text == self.task.answer, f"{self.task.prompt!r} was answered {self.text!r}"
