@@ -2,9 +2,8 @@
 back.
 
 Every decision is a pure function of policies/ over what this actor has heard: the tenants' bucket, the schedulers'
-loads, its
-own reservations. All of that is soft: after a restart the gateways tell what is under way, and the ledger what the
-day used.
+loads, its own reservations. All of that is soft: after a restart the gateways tell what is under way, and the ledger
+what the day used.
 """
 
 from __future__ import annotations

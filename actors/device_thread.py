@@ -1,12 +1,10 @@
 """The thread that owns the device.
 
-The engine is synchronous and not thread-safe: one thread runs all of it, in order, and posts each result to the
-event loop
-with `call_soon_threadsafe`. An executor would add a queue and a thread hop to every step.
+The engine is synchronous and not thread-safe: one thread runs all of it, in order, and posts each result to the event
+loop with `call_soon_threadsafe`. An executor would add a queue and a thread hop to every step.
 
-An asynchronous engine (CUDA) is launched up to two steps deep before the first is collected, so that the device
-never waits for
-the host; a synchronous one (CPU, mock) is collected at once.
+An asynchronous engine (CUDA) is launched up to two steps deep before the first is collected, so that the device never
+waits for the host; a synchronous one (CPU, mock) is collected at once.
 """
 
 from __future__ import annotations
@@ -31,9 +29,8 @@ _END = object()
 class DeviceThread:
     """Runs steps and resets in the order of their submission.
 
-    `on_result(result)` and `on_failure(error)` are called in the event loop's thread. After a failure nothing more
-    is run: what the
-    device holds cannot be trusted, and the process should end.
+    `on_result(result)` and `on_failure(error)` are called in the event loop's thread. After a failure nothing more is
+    run: what the device holds cannot be trusted, and the process should end.
     """
 
     DEPTH = 2

@@ -1,8 +1,8 @@
 """The ledger actor: folds the usage and audit streams into SQLite and answers questions about them.
 
-A record is acknowledged to JetStream only after the transaction that holds it is committed, and folding is
-idempotent (the request
-id is the key, the settlement of most outputs counts), so kill -9 at any point neither loses nor doubles usage.
+A record is acknowledged to JetStream only after the transaction that holds it is committed, and folding is idempotent
+(the request id is the key, the settlement of most outputs counts), so kill -9 at any point neither loses nor doubles
+usage.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ _ACK_WAIT_S = 5.0
 class Ledger(Actor):
     """Owns `path`, an SQLite file.
 
-    Folding and queries run one after the other in a thread of their own: a slow disk does not stop the heartbeat.
-    Tests in virtual
-    time give an `executor` that runs them on the spot.
+    Folding and queries run one after the other in a thread of their own: a slow disk does not stop the heartbeat. Tests
+    in virtual time give an `executor` that runs them on the spot.
     """
 
     role = "ledger"

@@ -1,8 +1,8 @@
 """The whole protocol between the actors, in the order in which a request meets it.
 
-Subjects are `hg.v1.<role>.<instance>`; the verb is the message's tag. v1 is the wire version: fields are only
-appended, with
-defaults. Remaining time, trace context, epoch, sender and sequence ride in the envelope (actors/runtime/message.py).
+Subjects are `hg.v1.<role>.<instance>`; the verb is the message's tag. v1 is the wire version: fields are only appended,
+with defaults. Remaining time, trace context, epoch, sender and sequence ride in the envelope
+(actors/runtime/message.py).
 
     gateway ──Admit──▶ admission ──Submit──▶ scheduler ──RunStep──▶ worker
        ▲ ◀──Decision──────┘                  ▲      └──HandBack──▶ gateway     │
@@ -11,11 +11,10 @@ defaults. Remaining time, trace context, epoch, sender and sequence ride in the 
 
 Core NATS may lose a message. What is lost is repaired by these rules, and by no others:
 - `RunStep` and `Stepped` carry step numbers; the scheduler sends again what is not acknowledged, the worker answers
-  a step that
-  it has done with the same `Stepped` again and runs nothing twice.
+  a step that it has done with the same `Stepped` again and runs nothing twice.
 - `Tokens` carry (request, attempt, index). A gateway that sees a gap, a hand-back, a new scheduler or a silence
-  submits the request
-  again as attempt + 1 with the tokens its client has. Tokens of an older attempt are ignored, an older submit too.
+  submits the request again as attempt + 1 with the tokens its client has. Tokens of an older attempt are ignored, an
+  older submit too.
 - `Settle` may be lost: admission compares its reservations with what the gateways report every second (`Live`).
 """
 
@@ -64,8 +63,7 @@ class Admit(Message, frozen=True, tag="admit"):
     """May this request be served within its contract? Ask; the answer, `Decision`, comes when it is final.
 
     A deferred request is answered when it is admitted or its time is over. Leaving (a client that goes) is told by
-    `Cancel`.
-    `patience_s` bounds the wait of a request without a deadline.
+    `Cancel`. `patience_s` bounds the wait of a request without a deadline.
     """
 
     request: Request
@@ -233,10 +231,8 @@ class StepRefused(Message, frozen=True, tag="step-refused"):
 class Tokens(Message, frozen=True, tag="tokens"):
     """All tokens of one step for one gateway. Entry i: `requests[i]` in its `attempts[i]` got output `indices[i]`.
 
-    `finished[i]` is a `policies.vocabulary.Finish`. `cached` maps i, at the first output of an attempt, to the
-    prompt tokens that were
-    found in the cache. `logprobs` maps i to [(token id, logprob), …]: the chosen one
-    first, then the
+    `finished[i]` is a `policies.vocabulary.Finish`. `cached` maps i, at the first output of an attempt, to the prompt
+    tokens that were found in the cache. `logprobs` maps i to [(token id, logprob), …]: the chosen one first, then the
     most likely, only for requests that asked.
     """
 

@@ -1,8 +1,7 @@
 """What admission has let in and not seen the end of: its memory of reservations.
 
 A reservation passes three stages: admitted and in no report of load yet (it counts in forecasts), reported by a
-scheduler, and over. A
-gateway's word (`Live`) confirms that it is under way; without any for a while it is abandoned.
+scheduler, and over. A gateway's word (`Live`) confirms that it is under way; without any for a while it is abandoned.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The scheduler actor: the pure cores of all workers of one model, fed with messages.
 
 One scheduler serves one model and holds its lease; a standby waits for it. It owns no stream and no truth: what it
-knows of a
-request, that request's gateway knows too, and submits it again wherever this state is lost.
+knows of a request, that request's gateway knows too, and submits it again wherever this state is lost.
 """
 
 from __future__ import annotations
@@ -135,7 +134,9 @@ class SchedulerActor(Actor):
 
     def _place(self, request: Request) -> None:
         now = self._clock()
-        worker = place(request, [link.core.load(now, name) for name, link in self._links.items()])
+        # With one worker there is nothing to choose, and a report of load costs a microsecond a request.
+        loads = [link.core.load(now, name) for name, link in self._links.items()] if len(self._links) > 1 else []
+        worker = place(request, loads) if loads else next(iter(self._links), None)
         if worker is None:
             self._unplaced.append(request.id)
         else:

@@ -1,9 +1,8 @@
 """The worker actor: owns one engine, runs steps in order, reports each to the gateways and to the scheduler.
 
 It decides nothing. A step comes once, in order, from the scheduler that attached last; anything else is answered so
-that the
-sender can repair it: a step that is done with the same result again, a step from the future with the number that is
-wanted.
+that the sender can repair it: a step that is done with the same result again, a step from the future with the number
+that is wanted.
 """
 
 from __future__ import annotations

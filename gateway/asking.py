@@ -43,9 +43,8 @@ class AskAdmission:
     async def admit(self, request: Request, *, patience_s: float, retries: int) -> Decision:
         """Ask until there is an answer.
 
-        Asked twice, the same request is reserved once. While it is deferred nobody answers for long, so silence is
-        no fault within its
-        patience.
+        Asked twice, the same request is reserved once. While it is deferred nobody answers for long, so silence is no
+        fault within its patience.
 
         :raises Refused: nobody answers.
         """

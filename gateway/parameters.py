@@ -146,6 +146,7 @@ def requests(
                     max_tokens=max_tokens,
                     sampling=_with_seed(parameters.sampling, choice),
                     tier=int(parameters.tier),
+                    weight=principal.tenant.contract.weight,
                     ttft_s=None if parameters.ttft_ms is None else max(parameters.ttft_ms / 1000 - elapsed_s, 0.0),
                     tpot_s=None if parameters.tpot_ms is None else parameters.tpot_ms / 1000,
                     salt=principal.salt,

@@ -1,8 +1,8 @@
 """One generation as its gateway owns it: a pure state machine that puts tokens in order.
 
-The gateway holds the prompt and every output its client may have seen; all behind it is soft state. Whatever goes
-wrong there (a
-dead worker, a lost message, a new scheduler) has one repair: submit again as attempt + 1 with the outputs so far.
+The gateway holds the prompt and every output its client may have seen; all behind it is soft state. Whatever goes wrong
+there (a dead worker, a lost message, a new scheduler) has one repair: submit again as attempt + 1 with the outputs so
+far.
 """
 
 from __future__ import annotations

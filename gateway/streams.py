@@ -1,8 +1,7 @@
 """The gateway actor: owns every stream of its clients, and repairs them.
 
 Tokens come straight from the workers. When something is wrong behind the gateway, and only then, it talks to the
-scheduler: it submits
-a request again (see gateway/stream.py), or asks where a silent one is.
+scheduler: it submits a request again (see gateway/stream.py), or asks where a silent one is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Usage records on their way into JetStream: written ahead before a request is answered, settled at its end.
 
-A record that cannot be written ahead refuses the request: nothing is served that could not be accounted for. One
-that cannot be
-settled is kept and written again until it is stored; `Nats-Msg-Id` makes the repeat harmless.
+A record that cannot be written ahead refuses the request: nothing is served that could not be accounted for. One that
+cannot be settled is kept and written again until it is stored; `Nats-Msg-Id` makes the repeat harmless.
 """
 
 from __future__ import annotations

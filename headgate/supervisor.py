@@ -1,8 +1,7 @@
 """The process supervisor of `headgate serve`: one child process per role instance, each restarted alone when it dies.
 
 It is a tree of one level, one-for-one, with exponential backoff. State is written to `<data>/stack.json` at every
-change, for
-`headgate ps` and for whoever needs the pid of a role.
+change, for `headgate ps` and for whoever needs the pid of a role.
 """
 
 from __future__ import annotations

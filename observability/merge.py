@@ -1,8 +1,8 @@
 """One exposition out of those of many processes.
 
 The processes of a stack share one address to scrape: the gateway's. Each tells its metrics in text form on the bus;
-here they are parsed
-and joined by family, and every sample that is not the gateway's own gets a label that names its process.
+here they are parsed and joined by family, and every sample that is not the gateway's own gets a label that names its
+process.
 """
 
 from __future__ import annotations

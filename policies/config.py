@@ -24,5 +24,4 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     new_tokens_per_step: int = 65_536  # of new rows in a plan, which bounds its size; a single row may exceed it
     patience_s: float = 30.0  # waiting longer than this ...
     patience_share: int = 8  # ... claims one start in so many
-    weights: dict[str, float] = {}  # fair share of tenants inside a tier; 1 where absent
     force_preempt_every: int = 0  # debug: preempt a row every so many steps

@@ -23,10 +23,9 @@ _MOST_IDLE = 4096  # counters kept of tenants that have nothing waiting
 class FairQueue:
     """Rows without a deadline, by tenant."""
 
-    __slots__ = ("_counters", "_floor", "_queues", "_waiting", "_weights")
+    __slots__ = ("_counters", "_floor", "_queues", "_waiting")
 
-    def __init__(self, weights: dict[str, float]) -> None:
-        self._weights = weights
+    def __init__(self) -> None:
         self._counters: dict[str, float] = {}
         self._queues: dict[str, deque[tuple[int, Row]]] = {}
         self._waiting: dict[str, int] = {}  # live rows of each tenant
@@ -74,21 +73,22 @@ class FairQueue:
     def started(self, row: Row) -> None:
         """A row got its slot: charge the prompt tokens that are to be computed."""
         if row.deadline == inf and not row.preemptions:
-            self._add(row.request.tenant, PROMPT_COST * (len(row.tokens) - row.computed))
+            self._add(row, PROMPT_COST * (len(row.tokens) - row.computed))
             row.charged = row.generated
 
     def charge(self, row: Row) -> None:
         """Charge the outputs since the last time."""
         if row.deadline == inf and (outputs := row.generated - row.charged) > 0:
             row.charged += outputs
-            self._add(row.request.tenant, OUTPUT_COST * outputs)
+            self._add(row, OUTPUT_COST * outputs)
 
     def service(self, tenant: str) -> float:
         """Weighted service of a tenant so far."""
         return self._counters.get(tenant, 0.0)
 
-    def _add(self, tenant: str, cost: float) -> None:
-        self._counters[tenant] = self._counters.get(tenant, self._floor) + cost / self._weights.get(tenant, 1.0)
+    def _add(self, row: Row, cost: float) -> None:
+        tenant, weight = row.request.tenant, row.request.weight
+        self._counters[tenant] = self._counters.get(tenant, self._floor) + cost / weight
 
     def _lift(self, tenant: str) -> None:
         level = min((self._counters[other] for other in self._waiting), default=self._floor)

@@ -60,11 +60,11 @@ class _Tier:
 
     __slots__ = ("back", "in_time", "late", "plain")
 
-    def __init__(self, weights: dict[str, float]) -> None:
+    def __init__(self) -> None:
         self.back: list[_Entry] = []
         self.in_time: list[_Entry] = []
         self.late: list[_Entry] = []
-        self.plain = FairQueue(weights)
+        self.plain = FairQueue()
 
     def push(self, row: Row, now: float, *, again: bool = False) -> None:
         place = rank(row, now)
@@ -99,10 +99,9 @@ def _top(heap: list[_Entry]) -> Row | None:
 class WaitingQueue:
     """Rows without a slot. Every operation is O(log n), but for the choice between tenants, O(tenants that wait)."""
 
-    def __init__(self, *, patience_s: float, patience_share: int, weights: dict[str, float]) -> None:
+    def __init__(self, *, patience_s: float, patience_share: int) -> None:
         self._patience_s = patience_s
         self._share = max(1, patience_share)
-        self._weights = weights
         self._tiers: dict[int, _Tier] = {}
         self._order: list[int] = []  # tiers, best first
         self._by_age: deque[_Entry] = deque()
@@ -191,6 +190,6 @@ class WaitingQueue:
     def _tier(self, number: int) -> _Tier:
         tier = self._tiers.get(number)
         if tier is None:
-            tier = self._tiers[number] = _Tier(self._weights)
+            tier = self._tiers[number] = _Tier()
             self._order = sorted(self._tiers)
         return tier

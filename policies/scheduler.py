@@ -71,9 +71,7 @@ class Scheduler:
         self._kv = KvMemory(spec.blocks, spec.host_blocks)
         slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
         self._running = Running(slots, max_preemptions=config.max_preemptions)
-        self._waiting = WaitingQueue(
-            patience_s=config.patience_s, patience_share=config.patience_share, weights=config.weights
-        )
+        self._waiting = WaitingQueue(patience_s=config.patience_s, patience_share=config.patience_share)
         self._planner = Planner(
             spec,
             config,

@@ -1,12 +1,10 @@
 """The words that every part of Headgate shares: one small file, read first.
 
-These are the plain data that cross the seams between the pure core, the actors and the engine. They carry no
-behaviour
+These are the plain data that cross the seams between the pure core, the actors and the engine. They carry no behaviour
 beyond packing. Times are seconds as floats; instants never cross a process border, remaining times do.
 
-Token ids travel as packed little-endian int32 (`bytes`), because a prompt of 8,192 ids decodes 50 times faster so
-than as
-a list of msgpack integers, and an idle gateway never looks at them.
+Token ids travel as packed little-endian int32 (`bytes`), because a prompt of 8,192 ids decodes 50 times faster so than
+as a list of msgpack integers, and an idle gateway never looks at them.
 """
 
 from __future__ import annotations
@@ -147,6 +145,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     salt: bytes = b""  # root of the prefix hash chain: the tenant group's
     generated: bytes = b""
     traceparent: str = ""
+    weight: float = 1.0  # the tenant's share inside its tier
 
 
 class NewRow(msgspec.Struct, frozen=True, array_like=True):
@@ -172,9 +171,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     """One forward pass, as a difference to the one before. The worker applies the parts in the order of the fields.
 
     Row i gives `counts[i]` more tokens of slot `slots[i]` to the model. A row whose tokens are all computed by that
-    samples
-    one token, which stays in the slot table for the next step; so a step may be sent before the one before it is
-    done.
+    samples one token, which stays in the slot table for the next step; so a step may be sent before the one before it
+    is done.
     """
 
     number: int  # consecutive from 1 after an attach
@@ -190,8 +188,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
 class StepDone(msgspec.Struct, frozen=True, array_like=True):
     """What a step gave. Entry i: `slots[i]` sampled `tokens[i]`, and is over if `finished[i]` is not `Finish.none`.
 
-    Rows that sampled nothing (a chunk of a prompt, or a request that an earlier step ended) are absent.
-    A step with an `error` was refused whole: nothing was written.
+    Rows that sampled nothing (a chunk of a prompt, or a request that an earlier step ended) are absent. A step with an
+    `error` was refused whole: nothing was written.
     """
 
     number: int

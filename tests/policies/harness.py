@@ -64,6 +64,7 @@ def make_request(
     ttft_s: float | None = None,
     tpot_s: float | None = None,
     salt: bytes = b"",
+    weight: float = 1.0,
 ) -> Request:
     return Request(
         name,
@@ -77,6 +78,7 @@ def make_request(
         tier=tier,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
+        weight=weight,
         salt=salt,
     )
 

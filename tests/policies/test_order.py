@@ -16,10 +16,8 @@ from policies.rows import Row
 class Queue:
     """A waiting queue, with rows made to order."""
 
-    def __init__(
-        self, *, patience_s: float = 1e9, patience_share: int = 8, weights: dict[str, float] | None = None
-    ) -> None:
-        self.queue = WaitingQueue(patience_s=patience_s, patience_share=patience_share, weights=weights or {})
+    def __init__(self, *, patience_s: float = 1e9, patience_share: int = 8) -> None:
+        self.queue = WaitingQueue(patience_s=patience_s, patience_share=patience_share)
         self.serial = 0
 
     def add(
@@ -30,11 +28,12 @@ class Queue:
         tier: int = 1,
         ttft_s: float | None = None,
         tenant: str = "t",
+        weight: float = 1.0,
         prompt: int = 4,
         preempted: bool = False,
     ) -> Row:
         self.serial += 1
-        request = make_request(name, [1] * prompt, 100, tier=tier, ttft_s=ttft_s, tenant=tenant)
+        request = make_request(name, [1] * prompt, 100, tier=tier, ttft_s=ttft_s, tenant=tenant, weight=weight)
         row = Row(request, sequence=self.serial, now=now)
         row.preemptions = int(preempted)
         self.queue.push(row, now)
@@ -159,9 +158,9 @@ def test_tenants_share_by_the_work_they_cause_not_by_requests() -> None:
 
 def test_weights_scale_the_share() -> None:
     """A tenant of weight 3 gets three times the service of one of weight 1."""
-    q = Queue(weights={"heavy": 3.0})
+    q = Queue()
     for _ in range(40):
-        q.add("heavy", tenant="heavy")
+        q.add("heavy", tenant="heavy", weight=3.0)
         q.add("light", tenant="light")
     assert Counter(q.start() for _ in range(40)) == {"heavy": 30, "light": 10}
 

@@ -44,7 +44,6 @@ def draw_config(rnd: random.Random) -> SchedulerConfig:
         new_tokens_per_step=rnd.choice([50, 65_536]),
         patience_s=rnd.choice([0.5, 30.0]),
         patience_share=rnd.choice([1, 3, 8]),
-        weights={"x": 3.0},
         force_preempt_every=rnd.choice([0, 0, 0, 7]),
     )
 
