@@ -45,7 +45,7 @@ class StackView:
         self._alive[ctx.sender] = (self._clock(), alive)
 
     def processes(self) -> list[dict[str, object]]:
-        """Every process that was heard lately: role, instance, pid, epoch of its lease, state. In the order of their names."""
+        """Every process that was heard lately, by name: role, instance, pid, epoch of its lease, state."""
         since = self._clock() - _ALIVE_STALE_S
         self._alive = {name: heard for name, heard in sorted(self._alive.items()) if heard[0] > since}
         return [
