@@ -8,6 +8,7 @@ flight launches step n + 1 before it collects step n. Collecting is in launch or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,11 @@ def load_engine(
         )
     if directory is None:
         raise UnsupportedModel(f"device {device!r} needs a model directory; only the mock device runs without one")
+    # Read by libgomp and oneDNN when torch is first imported; the operator may set others. A thread that waits for
+    # the others must sleep, not spin: where other processes want the cores, spinning makes steps 3 to 15 times slower
+    # (measured on two cores). And oneDNN keeps a kernel for each shape it meets: let it keep those of every batch size.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     from gpu_worker.load import load_torch_engine  # imports torch, which a mock worker must not
 
     return load_torch_engine(

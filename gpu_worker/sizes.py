@@ -66,8 +66,8 @@ def choose_blocks(
 ) -> tuple[int, int]:
     """Blocks of the device and of the host pool.
 
-    By default nine tenths of a GPU's free memory, or a quarter of the host's for a CPU, and no more than all slots could
-    use at full context; for the host pool as many again, within a quarter of the host's free memory.
+    By default nine tenths of a GPU's free memory, or a quarter of the host's for a CPU, and no more than all slots
+    could use at full context; for the host pool as many again, within a quarter of the host's free memory.
 
     :raises DeviceOutOfMemory: not one block fits in `kv_bytes`.
     """

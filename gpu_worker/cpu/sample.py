@@ -1,12 +1,12 @@
 """The sampling kernel: what `gpu_worker.sampling` defines, one row at a time and without sorting.
 
-Top-k and top-p need no order, only a threshold: the k-th largest probability, or the one from which they add up to p. It
-is found by bisection over the bit patterns of the probabilities (those of positive floats are ordered as they are):
+Top-k and top-p need no order, only a threshold: the k-th largest probability, or the one from which they add up to p.
+It is found by bisection over the bit patterns of the probabilities (those of positive floats are ordered as they are):
 a few passes over all, then, on the few left between the bounds, to the last bit.
 """
 
 # The functions below are compiled by numba, which infers their types.
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: ignore-errors
 
 from __future__ import annotations
 
