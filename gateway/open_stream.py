@@ -54,11 +54,11 @@ class OpenStream:
             self._news.clear()
             if stream.error:
                 raise GenerationFailed(stream.error)
-            until = len(stream.tokens)
-            if until > sent or stream.over:
+            until, is_over = len(stream.tokens), stream.over  # what comes while the reader is busy is for the next turn
+            if until > sent or is_over:
                 yield Delivery(stream.tokens[sent:until], stream.finish, stream.logprobs[sent:until])
                 sent = until
-            if stream.over:
+            if is_over:
                 return
 
     async def close(self, finish: Finish = Finish.cancelled) -> None:
