@@ -28,11 +28,12 @@ _TIER_NAMES: dict[Tier, TierName] = {Tier.priority: "priority", Tier.default: "d
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an endpoint makes of its body. `tokenise` may be slow and runs in a thread."""
+    """What an endpoint makes of its body. `tokenise` takes a time that grows with `size`, in characters."""
 
     param: str  # the field with the prompt
     max_tokens: tuple[str, int | None]  # the field that gave it
     logprobs: int  # as in Sampling
+    size: int
     tokenise: Callable[[], list[list[int]]]
     id_prefix: str
     wire: Callable[[Answer, bool], Wire]

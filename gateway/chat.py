@@ -65,6 +65,7 @@ def chat_job(body: ChatRequest, model: ModelText, settings: EdgeSettings) -> Job
         param="messages",
         max_tokens=max_tokens,
         logprobs=logprobs_of_chat(body, settings),
+        size=sum(len(message["content"]) for message in messages),
         tokenise=tokenise,
         id_prefix="chatcmpl-",
         wire=lambda answer, include_usage: ChatWire(answer, model, include_usage=include_usage),

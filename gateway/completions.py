@@ -45,6 +45,7 @@ def completion_job(body: CompletionRequest, model: ModelText, settings: EdgeSett
         param="prompt",
         max_tokens=("max_tokens", body.max_tokens),
         logprobs=logprobs_of_completion(body, settings),
+        size=sum(map(len, texts)),
         tokenise=tokenise,
         id_prefix="cmpl-",
         wire=lambda answer, include_usage: CompletionWire(answer, model, include_usage=include_usage),

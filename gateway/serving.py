@@ -43,7 +43,8 @@ class Server:
             body, max_tokens=job.max_tokens, logprobs=job.logprobs, model=model, principal=principal, settings=settings
         )
         began = time.perf_counter()
-        prompts = await self._pool.run(job.tokenise)
+        inline = job.size <= settings.tokenise_inline_chars
+        prompts = job.tokenise() if inline else await self._pool.run(job.tokenise)
         observer.stage("tokenise", time.perf_counter() - began)
         if len(prompts) * parameters.n > settings.max_choices:
             raise BadRequest(
