@@ -140,17 +140,20 @@ class AdmissionActor(Actor):
         request = msg.request
         arrived, arrived_ns = self._clock(), time.time_ns()
         await self._oriented(arrived)
-        decision = await self._reserve(msg, arrived)
+        decision = self._decided.get(request.id) or await self._reserve(msg, arrived)
         if decision.outcome == "admitted":
             self._metrics.decided("admitted")
         else:
             self._metrics.decided("refused", decision.reason, retry_after_s=decision.retry_after_s)
-        self._decided[request.id] = decision
-        if len(self._decided) > _KEPT_DECISIONS:
-            self._decided.popitem(last=False)
+        self._keep(request.id, decision)
         del self._deciding[request.id]
         record_admission_span(self._tracing, request, decision, since_unix_ns=arrived_ns)
         return decision
+
+    def _keep(self, request_id: str, decision: Decision) -> None:
+        self._decided[request_id] = decision
+        if len(self._decided) > _KEPT_DECISIONS:
+            self._decided.popitem(last=False)
 
     async def _oriented(self, now: float) -> None:
         """One that has just started knows of no worker yet, and would refuse what can be served."""
@@ -288,7 +291,9 @@ class AdmissionActor(Actor):
     @handles
     def cancel(self, msg: Cancel, ctx: Context) -> None:
         """The client left while its request waited here, or before its gateway heard the decision."""
-        self._waiting.answer(msg.request, refused(Reason.cancelled, quota=None, why="its client left"))
+        left = refused(Reason.cancelled, quota=None, why="its client left")
+        self._waiting.answer(msg.request, left)
+        self._keep(msg.request, left)  # where nobody has looked at it yet, nobody needs to
         tenant = self._reservations.remove(msg.request)
         if tenant is not None:
             self._limits.cancel(msg.request, tenant)
