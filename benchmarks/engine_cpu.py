@@ -121,7 +121,12 @@ def drive(engine: Any, requests: list[Request], tokens_per_step: int) -> list[Ru
                 if r.computed + count > len(r.blocks) * BLOCK_SIZE:
                     r.blocks.append(free.pop())
                     grown.append((slot, r.blocks[-1]))
-        while waiting and budget and slots and len(free) >= -(-(len(waiting[0].prompt) + waiting[0].outputs) // BLOCK_SIZE):
+        while (
+            waiting
+            and budget
+            and slots
+            and len(free) >= -(-(len(waiting[0].prompt) + waiting[0].outputs) // BLOCK_SIZE)
+        ):
             r = waiting.popleft()
             r.slot = slots.pop()
             r.blocks = [free.pop() for _ in range(-(-len(r.prompt) // BLOCK_SIZE))]
@@ -384,7 +389,9 @@ def machine(threads: int) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """What was measured, to read."""
-    lines = ["| model | peer | mixed, tokens/s | ratio | TTFT p50 | TPOT p50 | alone, tokens/s | prefill, tokens/s | MB |"]
+    lines = [
+        "| model | peer | mixed, tokens/s | ratio | TTFT p50 | TPOT p50 | alone, tokens/s | prefill, tokens/s | MB |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, sides in results["models"].items():
         ours = sides.get("headgate")

@@ -10,8 +10,10 @@ import hashlib
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numba
 import torch
@@ -19,7 +21,7 @@ import torch
 from gpu_worker.cpu import decode_attention, elementwise, prefill_attention, sample
 from gpu_worker.cpu.dialect import KERNEL
 
-__all__ = ["Kernels", "compile_kernels"]
+__all__ = ["Kernels", "compile_kernel", "compile_kernels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +50,7 @@ def compile_kernels(dtype: torch.dtype) -> Kernels:
     owners: list[object] = []
 
     def address(module: object, name: str) -> int:
-        compiled = numba.cfunc(KERNEL, cache=directory is not None, fastmath=True, error_model="numpy")(
-            getattr(module, f"{name}_{suffix}")
-        )
+        compiled = compile_kernel(getattr(module, f"{name}_{suffix}"), cached=directory is not None)
         owners.append(compiled)
         return int(compiled.address)
 
@@ -66,6 +66,11 @@ def compile_kernels(dtype: torch.dtype) -> Kernels:
         sample=address(sample, "sample"),
         owners=tuple(owners),
     )
+
+
+def compile_kernel(function: Callable[..., Any], *, cached: bool) -> Any:
+    """The compiled function; its `address` is good as long as it lives."""
+    return numba.cfunc(KERNEL, cache=cached, fastmath=True, error_model="numpy")(function)
 
 
 def _cache_directory() -> str | None:
