@@ -29,7 +29,12 @@ async def guarded(transport: NatsTransport, name: str, operation: Awaitable[T]) 
     """Await a JetStream operation on `name`; whatever keeps it from an answer is `StoreUnavailable`.
 
     A forbidden request would only time out: the server's complaint about a subject that names it ends the wait.
+
+    nats-py waits with `asyncio.wait_for`, which forgets that it was cancelled when the answer comes at the same moment
+    (Python 3.11). A client that left just then would be served to the end; so the caller's cancellation is raised here.
     """
+    caller = asyncio.current_task()
+    cancelled_before = caller.cancelling() if caller is not None else 0
     task = asyncio.ensure_future(operation)
     refused: list[str] = []
 
@@ -41,7 +46,10 @@ async def guarded(transport: NatsTransport, name: str, operation: Awaitable[T]) 
     transport.on_forbidden(forbidden)
     try:
         async with asyncio.timeout(transport.store_timeout_s):
-            return await task
+            result = await task
+        if caller is not None and caller.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+        return result
     except asyncio.CancelledError:
         if refused:
             raise Forbidden(f"this role may not use {refused[0]}") from None
