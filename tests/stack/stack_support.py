@@ -21,6 +21,7 @@ import openai
 
 from actors.messages import Load
 from actors.runtime import Context, NatsTransport, Node
+from actors.runtime.heartbeat import Alive
 from demo.tasks import Task
 from headgate.client import AdminClient
 from headgate.commands.ps import processes
@@ -278,6 +279,7 @@ class Stack:
         try:
             watch = Blocks()
             await node.subscribe("scheduler", Load, watch.heard)
+            await node.subscribe("admission", Alive, watch.heard_admission)
             await eventually(lambda: watch.workers, what="the scheduler tells its load")
             yield watch
         finally:
@@ -289,9 +291,13 @@ class Blocks:
 
     def __init__(self) -> None:
         self.workers: list[WorkerLoad] = []
+        self.deferred = 0  # requests that wait for admission, as of its latest heartbeat
 
     def heard(self, load: Load, ctx: Context) -> None:
         self.workers = load.workers
+
+    def heard_admission(self, alive: Alive, ctx: Context) -> None:
+        self.deferred = int(alive.info["deferred"])
 
     @property
     def used(self) -> int:
