@@ -69,6 +69,7 @@ class _Side:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
+        scratch.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     def _start(self, command: list[str], environment: dict[str, str] | None = None) -> None:

@@ -10,6 +10,10 @@ sends 64 tokens at once. Both stream 64 tokens to the same client, in turns, on 
 - `pinned`: all of the server's processes on core 0; the client, and LiteLLM's backend, on core 1;
 - `free`: everything on both cores; LiteLLM with as many workers as there are cores.
 
+Headgate writes once a step and client, so a gateway that falls behind a fast device sends several tokens in one event.
+`paced` is the pinned placement with a device slow enough that nearly every token has an event of its own, as LiteLLM's
+have; the device then bounds the requests/s (64 at once, 64 steps each), and the ratio to LiteLLM is the least one.
+
 Latency is that of one request at a time. The device's own part is known: a reply of 64 tokens takes 64 steps, its first
 token one. The rest is what Headgate adds.
 """
@@ -38,6 +42,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "control_plane.json"
 LATENCY_GOAL_MS = 5.0
 RATIO_GOAL = 5.0
 MEMORY_GOAL_MB = 120
+PACED_STEP_MS = 5.0
 CONCURRENCY = 64
 #: Requests of one measurement, by (side, streamed): some seconds each.
 REQUESTS = {
@@ -176,8 +181,6 @@ def measure_rates(sides: list[Any], places: dict[str, Any], rounds: int) -> dict
         runs: dict[str, list[dict[str, float]]] = {}
         for _ in range(rounds):
             for side in sides:
-                if place == "free" and side.name == "backend":
-                    continue
                 # A backend is the client's side of the bench, whoever stands between them.
                 pin(side.pids, client if side.name == "backend" else servers)
                 for stream in (True, False):
@@ -207,14 +210,14 @@ def report(results: dict[str, Any]) -> str:
         lines += [f"  {kind:7}{name:26}{value:8.2f}" for name, value in results["latency"][kind].items()]
     lines.append(f"\n{CONCURRENCY} at a time, {TOKENS} tokens a reply:")
     lines.append(
-        "  place  side              requests/s (least - most)  first p50/p99 ms     whole p50/p99 ms  client CPU"
+        "  place  side              requests/s (least - most)  first p50/p99 ms     whole p50/p99 ms  events client CPU"
     )
     for place, sides in results["rates"].items():
         for name, r in sides.items():
             spread = f"({r['least_requests_per_s']:.0f} - {r['most_requests_per_s']:.0f})"
             first, whole = (f"{r[f'{x}_p50_ms']:.1f} / {r[f'{x}_p99_ms']:.1f}" for x in ("first", "whole"))
             rate, cpu = f"{r['requests_per_s']:.1f} {spread}", r["client_cpu_share"]
-            lines.append(f"  {place:7}{name:18}{rate:27}{first:21}{whole:18}{cpu:8.0%}")
+            lines.append(f"  {place:7}{name:18}{rate:27}{first:21}{whole:18}{r['events_per_reply']:8.1f}{cpu:11.0%}")
     lines.append(
         "\nheadgate's own stages, mean ms: "
         + ", ".join(f"{k} {v['mean_ms']:.3f}" for k, v in results["stages"].items())
@@ -234,7 +237,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     places = {"pinned": (server, client), "free": (tuple(cores), tuple(cores))}
     results: dict[str, Any] = {"machine": machine("headgate", "uvicorn", "nats-py", "msgspec")}
     rates: dict[str, Any] = {}
-    with Headgate(scratch, step_ms=options.step_ms) as stack:
+    with Headgate(scratch / "fast", step_ms=options.step_ms) as stack:
         pin(stack.pids, cores)
         results["latency"] = measure_latency(stack, tuple(cores), options.latency_requests, options.rounds)
         results["stages"] = stages(stack.metrics())
@@ -255,9 +258,13 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                     exits.enter_context(LiteLLM(scratch, executable=options.litellm, backend=backend, workers=2))
                 )
             rates |= measure_rates(sides, {"free": places["free"]}, options.rounds)
-        results["rates"] = rates
-        results["ledger"] = check_ledger(stack, options)
+        kinds = [REQUESTS["headgate", stream] + CONCURRENCY for stream in (True, False)]
+        check_ledger(stack, options.rounds * (2 * sum(kinds) + 2 * (options.latency_requests + 10)))
         results["peak_memory_mb"] = memory_mb(stack.processes())
+    with Headgate(scratch / "paced", step_ms=PACED_STEP_MS) as stack:
+        rates["paced"] = measure_paced(stack, server, client, options.rounds)
+        check_ledger(stack, options.rounds * kinds[0])
+    results["rates"] = rates
     results["ratio_to_litellm"] = {
         place: {
             kind: sides[f"headgate {kind}"]["requests_per_s"] / sides[f"litellm {kind}"]["requests_per_s"]
@@ -266,22 +273,31 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         for place, sides in rates.items()
         if "litellm stream" in sides
     }
+    if "litellm stream" in rates["pinned"]:
+        paced, other = (rates[p][f"{s} stream"] for p, s in (("paced", "headgate"), ("pinned", "litellm")))
+        results["ratio_to_litellm"]["paced"] = {"stream": paced["requests_per_s"] / other["requests_per_s"]}
     return results
 
 
-def check_ledger(stack: Headgate, options: argparse.Namespace) -> dict[str, int]:
+def measure_paced(
+    stack: Headgate, server: tuple[int, ...], client: tuple[int, ...], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Streams at full concurrency on a slower device."""
+    pin(stack.pids, server)
+    runs = [summary(drive(plan_for(stack, stream=True, cpus=client))) for _ in range(rounds)]
+    return {"headgate stream": medians(runs)}
+
+
+def check_ledger(stack: Headgate, sent: int) -> None:
     """Every request that was sent is settled with all of its tokens.
 
     :raises RuntimeError: one is not.
     """
-    kinds = [REQUESTS["headgate", stream] + CONCURRENCY for stream in (True, False)]
-    sent = options.rounds * (2 * sum(kinds) + 2 * (options.latency_requests + 10))
     requests, tokens = stack.settled(requests=sent)
     if (requests, tokens) != (sent, sent * TOKENS):
         raise RuntimeError(
             f"{sent} requests of {TOKENS} tokens were sent, but {requests} with {tokens} tokens are settled"
         )
-    return {"requests": requests, "output_tokens": tokens}
 
 
 def main() -> int:
