@@ -49,6 +49,7 @@ def make_model(name: str, directory: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
+    model: Any
     if name == "tiny":
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -75,7 +76,8 @@ def make_model(name: str, directory: Path) -> None:
             tie_word_embeddings=True,
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
         )
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen3ForCausalLM(config)
+        model = model.to(torch.bfloat16)
     model.save_pretrained(directory)
 
 
@@ -83,81 +85,53 @@ def make_model(name: str, directory: Path) -> None:
 
 
 @dataclass
-class Running:
-    """A request in the driver."""
+class Served:
+    """A request and what became of it."""
 
     prompt: list[int]
     outputs: int
     began: float
-    slot: int = -1
-    blocks: list[int] = field(default_factory=list)
-    computed: int = 0
     tokens: list[int] = field(default_factory=list)
     first: float = 0.0
     last: float = 0.0
 
 
-def drive(engine: Any, requests: list[Request], tokens_per_step: int) -> list[Running]:
-    """The least scheduler that serves: decodes first, then prompts in order, chunked to the token budget."""
-    from policies.vocabulary import BLOCK_SIZE, NewRow, Sampling, Step, pack_tokens
+def drive(engine: Any, requests: list[Request]) -> list[Served]:
+    """Serve requests that come at once with Headgate's scheduler, two steps in flight, its prefix cache cold."""
+    from policies.config import SchedulerConfig
+    from policies.scheduler import Scheduler
+    from policies.step_time import StepTimeModel
+    from policies.vocabulary import Request as Submitted
+    from policies.vocabulary import Sampling, pack_tokens
 
     engine.reset()
+    scheduler = Scheduler(engine.spec, config=SchedulerConfig(), step_time=StepTimeModel(engine.spec.step_time))
     began = time.perf_counter()
-    waiting = deque(Running(prompt, outputs, began) for prompt, outputs in requests)
-    everyone = list(waiting)
-    free = list(range(engine.spec.blocks))
-    slots = list(range(engine.spec.slots))
-    running: dict[int, Running] = {}
-    drop: list[int] = []
-    number = 0
+    everyone = {str(i): Served(prompt, outputs, began) for i, (prompt, outputs) in enumerate(requests)}
     sampling = Sampling(temperature=0.0, ignore_eos=True)
-    while waiting or running:
-        budget, rows, new, grown = tokens_per_step, [], [], []
-        for slot, r in running.items():
-            count = min(len(r.prompt) + len(r.tokens) - r.computed, budget)
-            if count:
-                budget -= count
-                rows.append((slot, count))
-                if r.computed + count > len(r.blocks) * BLOCK_SIZE:
-                    r.blocks.append(free.pop())
-                    grown.append((slot, r.blocks[-1]))
-        while (
-            waiting
-            and budget
-            and slots
-            and len(free) >= -(-(len(waiting[0].prompt) + waiting[0].outputs) // BLOCK_SIZE)
-        ):
-            r = waiting.popleft()
-            r.slot = slots.pop()
-            r.blocks = [free.pop() for _ in range(-(-len(r.prompt) // BLOCK_SIZE))]
-            running[r.slot] = r
-            packed = pack_tokens(r.prompt)
-            new.append(
-                NewRow(r.slot, str(r.slot), 1, "", packed, len(r.prompt), r.outputs, sampling, list(r.blocks), 0)
-            )
-            count = min(len(r.prompt), budget)
-            budget -= count
-            rows.append((r.slot, count))
-        number += 1
-        step = Step(number, drop, [], [], new, [s for s, _ in rows], [c for _, c in rows], grown)
-        result = engine.execute(step)
+    for name, served in everyone.items():
+        prompt = pack_tokens(served.prompt)
+        scheduler.submit(Submitted(name, 1, "t", "m", "g", prompt, served.outputs, sampling), time.perf_counter())
+    launched: deque[Any] = deque()
+    while any(len(served.tokens) < served.outputs for served in everyone.values()):
+        step = scheduler.plan(time.perf_counter())
+        if step is not None:
+            launched.append(engine.launch(step))
+            if len(launched) < 2:
+                continue
+        result = engine.collect(launched.popleft())
         if result.done.error:
             raise SystemExit(result.done.error)
         now = time.perf_counter()
-        for slot, count in rows:
-            running[slot].computed += count
-        drop = []
-        for slot, token, finish in zip(result.rows.slots, result.rows.tokens, result.rows.finished, strict=True):
-            r = running[slot]
-            r.first = r.first or now
-            r.last = now
-            r.tokens.append(token)
-            if finish:
-                del running[slot]
-                drop.append(slot)
-                slots.append(slot)
-                free.extend(r.blocks)
-    return everyone
+        scheduler.complete(result.done, now)
+        for name, token in zip(result.rows.requests, result.rows.tokens, strict=True):
+            served = everyone[name]
+            served.first = served.first or now
+            served.last = now
+            served.tokens.append(token)
+    for handle in launched:
+        engine.collect(handle)
+    return list(everyone.values())
 
 
 def side_headgate(directory: Path, threads: int, repeat: int) -> dict[str, Any]:
@@ -165,15 +139,14 @@ def side_headgate(directory: Path, threads: int, repeat: int) -> dict[str, Any]:
     from gpu_worker.engine import load_engine
 
     began = time.perf_counter()
-    engine = load_engine(directory, device="cpu", threads=threads, slots=32, kv_bytes=4 << 30, host_blocks=0)
-    loaded = time.perf_counter() - began
-    budget = engine.spec.tokens_per_step
-    drive(engine, [([5] * 40, 4)], budget)
-    found: dict[str, Any] = {"load_s": loaded, "spec": repr(engine.spec)}
+    engine: Any = load_engine(directory, device="cpu", threads=threads, slots=32, kv_bytes=4 << 30, host_blocks=0)
+    found: dict[str, Any] = {"load_s": time.perf_counter() - began, "load_parts_s": engine.load_times_s}
+    found["spec"] = repr(engine.spec)
+    drive(engine, [([5] * 40, 4)])
     for name, requests in workloads().items():
         runs = []
         for _ in range(repeat):
-            done = drive(engine, requests, budget)
+            done = drive(engine, requests)
             runs.append(measure(done, [r.tokens for r in done]))
         found[name] = best(runs)
     return found
@@ -188,7 +161,8 @@ def hf_model(directory: Path, threads: int) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation="sdpa").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", attn_implementation="sdpa")
+    model.eval()
     model.generation_config.eos_token_id = None
     return model
 
@@ -200,7 +174,7 @@ def side_static(directory: Path, threads: int, repeat: int) -> dict[str, Any]:
 
     model = hf_model(directory, threads)
 
-    class Stamp(StoppingCriteria):  # type: ignore[misc]
+    class Stamp(StoppingCriteria):
         def __init__(self) -> None:
             self.times: list[float] = []
 
@@ -208,7 +182,7 @@ def side_static(directory: Path, threads: int, repeat: int) -> dict[str, Any]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(ids), dtype=torch.bool)
 
-    def generate(batch: list[Running]) -> None:
+    def generate(batch: list[Served]) -> None:
         width, outputs = max(len(r.prompt) for r in batch), max(r.outputs for r in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -231,9 +205,9 @@ def side_static(directory: Path, threads: int, repeat: int) -> dict[str, Any]:
             r.tokens = out[row, width : width + r.outputs].tolist()
             r.first, r.last = stamp.times[0], stamp.times[r.outputs - 1]
 
-    def run(requests: list[Request], size: int) -> list[Running]:
+    def run(requests: list[Request], size: int) -> list[Served]:
         began = time.perf_counter()
-        done = [Running(prompt, outputs, began) for prompt, outputs in requests]
+        done = [Served(prompt, outputs, began) for prompt, outputs in requests]
         ordered = done if size >= len(done) else sorted(done, key=lambda r: r.outputs)
         for at in range(0, len(ordered), size):
             generate(ordered[at : at + size])
@@ -256,7 +230,8 @@ def side_continuous(directory: Path, threads: int, repeat: int) -> dict[str, Any
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model = hf_model(directory, threads)
-    generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=128)
+    make: Any = GenerationConfig
+    generation = make(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=128)
     found: dict[str, Any] = {}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in workloads()}
     for budget in (512, 2048):
@@ -270,9 +245,9 @@ def side_continuous(directory: Path, threads: int, repeat: int) -> dict[str, Any
         manager = model.init_continuous_batching(generation_config=generation, continuous_batching_config=config)
         manager.start()
 
-        def run(requests: list[Request], manager: Any = manager) -> list[Running]:
+        def run(requests: list[Request], manager: Any = manager) -> list[Served]:
             began = time.perf_counter()
-            done = [Running(prompt, outputs, began) for prompt, outputs in requests]
+            done = [Served(prompt, outputs, began) for prompt, outputs in requests]
             by_id = {
                 manager.add_request(r.prompt, max_new_tokens=r.outputs, record_timestamps=True, eos_token_id=-1): r
                 for r in done
@@ -306,7 +281,7 @@ def side_continuous(directory: Path, threads: int, repeat: int) -> dict[str, Any
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(done: list[Running], tokens: list[list[int]]) -> dict[str, Any]:
+def measure(done: list[Served], tokens: list[list[int]]) -> dict[str, Any]:
     """Rates of one run; `tokens` are kept to compare the sides."""
     wall = max(r.last for r in done) - done[0].began
     outputs = sum(r.outputs for r in done)
@@ -404,14 +379,11 @@ def table(results: dict[str, Any]) -> str:
                 f"| {1024 / prefill['ttft_p50_s']:.0f} | {side['peak_rss_mb']:.0f} |"
             )
     limits = results["limits"]
-    lines.append("")
-    lines.append(
-        f"Limits: {limits['read_bytes_per_s'] / 1e9:.1f} GB/s read, {limits['float32_flop_per_s'] / 1e9:.0f} (fp32) and "
-        f"{limits['bfloat16_flop_per_s'] / 1e9:.0f} (bf16) GFLOP/s."
-    )
+    flops = [limits[f"{kind}_flop_per_s"] / 1e9 for kind in ("float32", "bfloat16")]
+    lines += ["", f"Limits: {limits['read_bytes_per_s'] / 1e9:.1f} GB/s read."]
+    lines += [f"Matrix multiply: {flops[0]:.0f} (fp32) and {flops[1]:.0f} (bf16) GFLOP/s."]
     for name, sides in results["models"].items():
-        for line in shares(name, sides, limits):
-            lines.append(line)
+        lines += shares(name, sides, limits)
     return "\n".join(lines)
 
 

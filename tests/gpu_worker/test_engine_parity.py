@@ -196,7 +196,7 @@ def test_biases_and_odd_shapes_match(tmp_path: Path) -> None:
 
 def test_a_sharded_checkpoint_is_read(models: Models, tmp_path: Path) -> None:
     """Shards with an index hold the same model as one file; progress is reported up to the whole."""
-    model, directory = models["llama"]
+    model, _ = models["llama"]
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     seen: list[tuple[int, int]] = []

@@ -251,9 +251,7 @@ def test_logprobs_come_with_the_tokens(models: Models) -> None:
     driver = Driver(load(models["llama"][1]))
     driver.engine.keep_logits = True
     asked = msgspec.structs.replace(GREEDY, logprobs=3)
-    result = driver.run(
-        {0: 20, 1: 20}, new=[driver.row(0, prompt(20), sampling=asked), driver.row(1, prompt(20, 1))]
-    )
+    result = driver.run({0: 20, 1: 20}, new=[driver.row(0, prompt(20), sampling=asked), driver.row(1, prompt(20, 1))])
     found = result.rows.logprobs[0]
     assert found is not None
     assert result.rows.logprobs[1] is None

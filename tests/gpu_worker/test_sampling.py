@@ -175,7 +175,7 @@ def test_stop_tokens_wait_for_min_tokens(sampler: Sampler) -> None:
     """A stop token cannot come before `min_tokens` outputs, and can after."""
     x = logits()
     x[0, 5] = 50.0
-    asked = {"temperature": 0.0, "stop_token_ids": (5,)}
+    asked: dict[str, Any] = {"temperature": 0.0, "stop_token_ids": (5,)}
     assert sampler.sample(x, [row(known=30, min_tokens=11, **asked)]).tokens.tolist() != [5]
     assert sampler.sample(x, [row(known=30, min_tokens=10, **asked)]).tokens.tolist() == [5]
 
