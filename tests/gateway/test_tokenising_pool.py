@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import openai
 import pytest
 from blockbuster import blockbuster_ctx
 from edge_support import FakeFrontend, edge, saying, small_model
 
 from gateway.errors import Overloaded
+from gateway.settings import EdgeSettings
 from gateway.text.pool import TokenisingPool
 
 
@@ -78,3 +80,14 @@ async def test_a_long_text_does_not_stall_the_loop() -> None:
     assert len(await work) >= 600_000
     assert longest < 0.5  # 1.2 s with a call that keeps the lock
     pool.close()
+
+
+async def test_only_long_texts_take_the_way_over_the_pool() -> None:
+    """A text of at most `tokenise_inline_chars` is answered also while the pool is full; a longer one is refused."""
+    settings = EdgeSettings(tokenise_queue=0, tokenise_inline_chars=5)
+    async with edge(settings=settings) as served, served.client(max_retries=0) as client:
+        answer = await client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "hello"}])
+        assert answer.choices[0].message.content == "hello world"
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "hello!"}])
+    assert caught.value.status_code == 503

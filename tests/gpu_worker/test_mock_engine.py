@@ -13,6 +13,7 @@ from engine_harness import Driver, prompt
 from gpu_worker.engine import load_engine
 from gpu_worker.errors import BadModelDirectory
 from gpu_worker.mock import MockEngine, mock_token
+from policies.step_time import step_time
 from policies.vocabulary import Sampling, StepTimeCoefficients
 
 Models = dict[str, tuple[Any, Path]]
@@ -123,3 +124,9 @@ def test_logprobs_have_the_asked_for_shape(driver: Driver) -> None:
     assert len(found) == 4
     assert found[0] == found[1]
     assert [p for _, p in found[1:]] == sorted((p for _, p in found[1:]), reverse=True)
+
+
+def test_steps_of_a_constant_length_can_be_asked_for() -> None:
+    """With `mock_step_s` a step takes that long, whether it has one token or many."""
+    spec = load_engine(None, device="mock", mock_step_s=0.003).spec
+    assert step_time(spec.step_time, 1, 0, 1, 1) == step_time(spec.step_time, 2000, 1e6, 1000, 64) == 0.003
