@@ -294,7 +294,7 @@ class AdmissionActor(Actor):
         left = refused(Reason.cancelled, quota=None, why="its client left")
         self._waiting.answer(msg.request, left)
         self._keep(msg.request, left)  # where nobody has looked at it yet, nobody needs to
-        tenant = self._reservations.remove(msg.request)
+        tenant = self._reservations.end(msg.request)
         if tenant is not None:
             self._limits.cancel(msg.request, tenant)
 
@@ -311,7 +311,7 @@ class AdmissionActor(Actor):
     @handles
     def settle(self, msg: Settle, ctx: Context) -> None:
         self._limits.settle(msg.request, msg.tenant, msg.prompt_tokens + msg.output_tokens)
-        self._reservations.remove(msg.request)
+        self._reservations.end(msg.request)
         if msg.is_whole:
             self._history.add(msg.tenant, msg.output_tokens)
         if msg.attained is not None:
@@ -324,10 +324,8 @@ class AdmissionActor(Actor):
 
     def _heard_live(self, live: Live, ctx: Context) -> None:
         """What a gateway has under way: count what we do not know (after a restart of ours)."""
-        for request, tenant, tokens in zip(live.requests, live.tenants, live.tokens, strict=True):
-            if not self._reservations.holds(request):
-                self._limits.restore(request, tenant, tokens)
-        self._reservations.live(live, self._clock())
+        for request, tenant, tokens in self._reservations.live(live, self._clock()):
+            self._limits.restore(request, tenant, tokens)
 
     async def _reconcile(self) -> None:
         """Give back what no gateway has any more: its `Settle` was lost, or the gateway died."""
