@@ -41,7 +41,7 @@ class _Bench:
         engine.pools.device_pool[: self.blocks].zero_()
         engine.reset()
 
-    def time(self, rows: int, context: int, count: int, *, repeat: int = 2) -> float:
+    def time(self, rows: int, context: int, count: int, *, repeat: int = 1) -> float:
         """Seconds of a step of `rows` with `count` tokens each after `context` that are computed; the best of some."""
         return min(self._step(rows, context, count) for _ in range(repeat + 1))
 

@@ -205,6 +205,7 @@ class _Planner:
         self.current: dict[int, Slot | None] = {}  # slots that the step changes
         self.freed: dict[int, int] = {}  # holders that the drops take from a block
         self.taken: set[int] = set()  # blocks that the step gives to a slot to write
+        self.growing: dict[int, int] = {}  # slot: blocks that the step appends to its table
 
     def refuse(self, text: str) -> StepRefused:
         return StepRefused(f"protocol: step {self.step.number} {text}")
@@ -215,10 +216,7 @@ class _Planner:
         self.check_swaps()
         entered = [(self.enter(new), new) for new in step.new]
         grown = [self.grow(index, block) for index, block in step.grown]
-        capacity: dict[int, int] = {}
-        for slot, _ in grown:
-            capacity[slot.index] = capacity.get(slot.index, 0) + 1
-        rows, tokens = self.rows(capacity)
+        rows, tokens = self.rows()
         return StepPlan(step, dropped, entered, grown, rows, tokens)
 
     def slot(self, index: int, verb: str) -> Slot:
@@ -279,6 +277,7 @@ class _Planner:
             )
         if known - new.prompt_tokens >= new.max_tokens:
             raise self.refuse(f"{name}, which has all its {new.max_tokens} outputs")
+        self.check_length(new.slot, len(new.blocks))
         if len(new.blocks) * BLOCK_SIZE < new.computed:
             raise self.refuse(f"{name} with {new.computed} computed tokens in {len(new.blocks)} blocks")
         for logical, block in enumerate(new.blocks):
@@ -320,9 +319,16 @@ class _Planner:
     def grow(self, index: int, block: int) -> tuple[Slot, int]:
         slot = self.slot(index, "grows")
         self.take(block)
+        self.growing[index] = self.growing.get(index, 0) + 1
+        self.check_length(index, len(slot.blocks) + self.growing[index])
         return slot, block
 
-    def rows(self, capacity: dict[int, int]) -> tuple[list[Row], int]:
+    def check_length(self, index: int, blocks: int) -> None:
+        most = -(-self.table.max_context // BLOCK_SIZE) + 1
+        if blocks > most:
+            raise self.refuse(f"gives slot {index} {blocks} blocks; a context of {self.table.max_context} takes {most}")
+
+    def rows(self) -> tuple[list[Row], int]:
         step = self.step
         if len(step.slots) != len(step.counts):
             raise self.refuse(f"has {len(step.slots)} slots but {len(step.counts)} counts")
@@ -341,7 +347,7 @@ class _Planner:
                 raise self.refuse(
                     f"runs {count} tokens of slot {index} from {slot.computed}, but {slot.known} are known"
                 )
-            if end > (len(slot.blocks) + capacity.get(index, 0)) * BLOCK_SIZE:
+            if end > (len(slot.blocks) + self.growing.get(index, 0)) * BLOCK_SIZE:
                 raise self.refuse(f"runs slot {index} to token {end} in {len(slot.blocks)} blocks")
             rows.append(Row(slot, slot.computed, count, end == slot.known))
         if tokens > self.table.tokens_per_step:

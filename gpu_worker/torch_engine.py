@@ -24,7 +24,7 @@ from gpu_worker.errors import DeviceFailed, EngineError, IntegrityError, StepRef
 from gpu_worker.kv import KvPools
 from gpu_worker.model import Model
 from gpu_worker.sampling import Sampled, Sampler, TorchSampler
-from gpu_worker.slots import Row, SlotTable, StepPlan
+from gpu_worker.slots import Row, Slot, SlotTable, StepPlan
 from policies.vocabulary import Step, StepDone, WorkerSpec
 
 __all__ = ["Debug", "MakeSampler", "TorchEngine"]
@@ -122,11 +122,12 @@ class TorchEngine:
         began = time.perf_counter()
         launched = _Launched(step.number, [])
         self._launched.append(launched)
+        replaced: list[tuple[Slot, torch.Tensor]] = []
         try:
             plan = self._slots.plan(step)
             self._check_tokens(plan)
             launched.rows = [row for row in plan.rows if row.samples]
-            self._run(plan, launched)
+            self._run(plan, launched, replaced)
         except StepRefused as refusal:
             launched.error = str(refusal)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -141,6 +142,7 @@ class TorchEngine:
                 self._poison(plan)
         if launched.error:
             launched.rows = []
+            self._restore(replaced)
         launched.duration_s = time.perf_counter() - began
         return launched
 
@@ -155,9 +157,10 @@ class TorchEngine:
                     f"the vocabulary has {vocab}"
                 )
 
-    def _run(self, plan: StepPlan, launched: _Launched) -> None:
+    def _run(self, plan: StepPlan, launched: _Launched, replaced: list[tuple[Slot, torch.Tensor]]) -> None:
         """All of a step on the device. Nothing here changes the slot table, and what it writes nobody reads if it
-        fails: blocks and tokens beyond what their slots have computed and known."""
+        fails: blocks and tokens beyond what their slots have computed and known. But for slots that are dropped and
+        taken in one step: what they held goes to `replaced`."""
         if self._cuda:
             launched.began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             launched.began.record()
@@ -166,6 +169,9 @@ class TorchEngine:
             self.pools.before_use(slot.blocks)
             self._batches.set_blocks(slot.index, slot.blocks)
             begin = slot.index * self._batches.stride
+            before = self._slots.table[slot.index]
+            if before is not None:
+                replaced.append((before, self._tokens[begin : begin + self._batches.stride].clone()))
             if self._debug.poison:
                 self._tokens[begin : begin + self._batches.stride].fill_(-1)
             ids = torch.from_numpy(np.frombuffer(new.tokens, "<i4").astype(np.int32))
@@ -183,6 +189,13 @@ class TorchEngine:
         if self._cuda:
             launched.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             launched.ready.record()
+
+    def _restore(self, replaced: list[tuple[Slot, torch.Tensor]]) -> None:
+        """Undo the entering of a refused step's rows."""
+        for slot, tokens in replaced:
+            begin = slot.index * self._batches.stride
+            self._tokens[begin : begin + self._batches.stride].copy_(tokens)
+            self._batches.set_blocks(slot.index, slot.blocks)
 
     def _forward(self, plan: StepPlan, launched: _Launched) -> None:
         batch = self._batches.build(plan.rows)

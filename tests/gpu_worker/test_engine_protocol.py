@@ -162,6 +162,7 @@ def test_new_rows_are_checked(driver: Driver) -> None:
         ({"prompt_tokens": 15, "max_tokens": 5}, "has all its 5 outputs"),
         ({"blocks": good.blocks[:1], "computed": 19}, "19 computed tokens in 1 blocks"),
         ({"blocks": good.blocks[:1]}, "to token 20 in 1 blocks"),
+        ({"blocks": list(range(40))}, "gives slot 0 40 blocks; a context of 512 takes 33"),
     ):
         refused(driver, {0: 1 if "computed" in change else 20}, words, new=[msgspec.structs.replace(good, **change)])
     driver.run({0: 20}, new=[good])
@@ -202,10 +203,14 @@ def test_running_out_of_memory_refuses_the_step_whole(models: Models, monkeypatc
     def fail(*_: Any) -> torch.Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
 
+    held = driver.blocks[0]
     with monkeypatch.context() as patch:
         patch.setattr(type(driver.engine.model), "forward", fail)
         refused(driver, {0: 1, 1: 20}, "out-of-memory: step 2", new=[driver.row(1, prompt(20))])
-    driver.drop(1)
+        driver.drop(1)
+        seen = driver.tokens[0]
+        refused(driver, {0: 30}, "out-of-memory: step 3", drop=[0], new=[driver.row(0, prompt(30, 9))])
+    driver.tokens[0], driver.blocks[0] = seen, held
     for d in (driver, alone):
         d.run({0: 1})
         d.run({0: 1})
