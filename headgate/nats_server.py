@@ -31,6 +31,15 @@ STREAMS = {"usage": (["hg.usage.>"], 60 * 86400.0), "audit": (["hg.audit.>"], 0.
 
 _MAX_PAYLOAD = 8 * 1024 * 1024
 
+#: prctl(PR_SET_PDEATHSIG, SIGTERM) outlives the exec. Done by a process of its own, since `preexec_fn` may deadlock.
+_END_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 class NatsServerError(RuntimeError):
     """nats-server is missing, or did not start; the message has its last words."""
@@ -217,7 +226,14 @@ class NatsServer:
         _write_private(config, self._config())
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                find_binary(), "-c", str(config), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *_end_with_us(),
+                find_binary(),
+                "-c",
+                str(config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: it ends last
             )
         try:
             async with asyncio.timeout(timeout_s):
@@ -337,6 +353,13 @@ async def provision(url: str) -> None:
             await transport.ensure_stream(stream, subjects, max_age_s=max_age_s)
     finally:
         await transport.close()
+
+
+def _end_with_us() -> tuple[str, ...]:
+    """A command before the command: what it becomes gets SIGTERM when we die, even by SIGKILL (Linux alone can)."""
+    if sys.platform != "linux":
+        return ()
+    return (sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()))
 
 
 def _free_port() -> int:

@@ -39,6 +39,7 @@ __all__ = [
     "eventually",
     "has_ended",
     "headgate",
+    "resident_kib",
 ]
 
 _START_S = 60.0
@@ -75,6 +76,15 @@ def has_ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def resident_kib(pid: int, *, peak: bool = False) -> int:
+    """Memory of a process, now or at its highest."""
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1])
+    raise AssertionError(f"no {wanted} of {pid}")
 
 
 def counting(first: int, last: int) -> Task:
@@ -188,7 +198,9 @@ class Stack:
         command += ["--admin-port", "0", "--device", "cpu", "--threads", "1", *self._options]
         self.data.parent.mkdir(parents=True, exist_ok=True)
         with self.data.with_suffix(".out").open("wb") as out:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
         endpoints = self.data / "endpoints.json"
         until = time.monotonic() + _START_S
         while not endpoints.exists():
@@ -199,9 +211,12 @@ class Stack:
         self.api, self.admin_url, self.model = found["api"], found["admin"], found["model"]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """The exit code."""
+        """The exit code. SIGINT goes to its whole process group, as Ctrl-C does."""
         assert self.process is not None
-        self.process.send_signal(how)
+        if how == signal.SIGINT:
+            os.killpg(self.process.pid, how)
+        else:
+            self.process.send_signal(how)
         return self.process.wait(_STOP_S)
 
     def end(self) -> None:

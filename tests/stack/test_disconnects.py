@@ -7,11 +7,10 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 
 import openai
 import pytest
-from stack_support import Blocks, Stack, Tenant, counting, eventually
+from stack_support import Blocks, Stack, Tenant, counting, eventually, resident_kib
 
 _LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 #: From the close of the socket until the scheduler tells that the blocks are free. That it tells takes up to 10 ms.
@@ -147,14 +146,14 @@ async def test_leaving_while_it_waits_for_a_slot(stack: Stack, tenant: Tenant) -
 async def test_a_slow_reader_gets_everything_and_holds_nothing_up(stack: Stack, tenant: Tenant) -> None:
     """It reads nothing until all is produced: blocks are free, others are served, the gateway's memory is bounded,
     and then it gets every token."""
-    before = _resident_kib(stack.pid("gateway"))
+    before = resident_kib(stack.pid("gateway"))
     # 16 choices are more than sockets buffer, so that the gateway has to hold it.
     slow_one = asking(tenant, stream=True, n=16, receive_buffer=4096)
     async with stack.blocks() as blocks, tenant.client() as client, slow_one as slow:
         await eventually(lambda: blocks.requests, every_s=0.001)
         (await tenant.ask(client, counting(1, 9))).assert_right()
         await blocks.all_free(timeout_s=60.0)
-        assert _resident_kib(stack.pid("gateway")) < before + 30_000
+        assert resident_kib(stack.pid("gateway")) < before + 30_000
         text, ended, tokens = ["" for _ in range(16)], 0, 0
         while (line := await slow.reader.readline()) and ended < 16:
             if line.startswith(b"data: {"):
@@ -167,10 +166,3 @@ async def test_a_slow_reader_gets_everything_and_holds_nothing_up(stack: Stack, 
     rows = await all_settled(tenant)
     tokens = [int(str(row["output_tokens"])) for row in rows]
     assert tokens.count(1900) == 16
-
-
-def _resident_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    raise AssertionError(f"no VmRSS of {pid}")
