@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ __all__ = [
     "Blocks",
     "Stack",
     "Tenant",
+    "asking",
     "counting",
     "eventually",
     "has_ended",
@@ -42,6 +44,7 @@ __all__ = [
     "resident_kib",
 ]
 
+_LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 _START_S = 60.0
 _STOP_S = 30.0
 #: How long a killed process may take to be back, on two busy cores. A worker imports torch anew.
@@ -178,6 +181,61 @@ class Tenant:
         while (have := await asyncio.to_thread(sums)) != want:
             assert time.monotonic() < until, f"settled (requests, prompt, output, unsettled): {have}, received: {want}"
             await asyncio.sleep(0.05)
+
+    async def all_settled(self) -> list[dict[str, Any]]:
+        """Its requests in the ledger, once there are some and none is unsettled."""
+
+        def rows() -> list[dict[str, Any]]:
+            with self.stack.admin() as admin:
+                found: list[dict[str, Any]] = admin.get("usage", tenant=self.name, by="request")["usage"]
+            return found
+
+        async def settled() -> list[dict[str, Any]] | None:
+            found = await asyncio.to_thread(rows)
+            return None if not found or any(row["unsettled"] for row in found) else found
+
+        settled_rows: list[dict[str, Any]] = await eventually(settled, what="all are settled", every_s=0.05)
+        return settled_rows
+
+
+class Connection:
+    """A chat request on a socket of its own, read by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def leave(self) -> None:
+        self.writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+    async def lines(self, count: int) -> None:
+        for _ in range(count):
+            assert await self.reader.readline(), "the stream has ended"
+
+
+@contextlib.asynccontextmanager
+async def asking(
+    tenant: Tenant, prompt: str = "count: 1 to 96", *, receive_buffer: int = 0, **options: Any
+) -> AsyncIterator[Connection]:
+    """Send it, and do not wait for an answer."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    if receive_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    host, _, port = tenant.stack.api.removeprefix("http://").partition(":")
+    await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=2**14)
+    message = [{"role": "user", "content": prompt}]
+    body = json.dumps({"model": tenant.stack.model, "messages": message, **_LONG, **options}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.key}\r\n"
+    writer.write(head.encode() + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+    connection = Connection(reader, writer)
+    try:
+        yield connection
+    finally:
+        await connection.leave()
 
 
 class Stack:

@@ -135,7 +135,7 @@ async def test_no_process_without_torch_is_large(stack: Stack, tenant: Tenant) -
     """At most 120 MB at the highest, after what this stack has been through and two hundred streams more."""
     async with tenant.client() as client:
         for _ in range(5):
-            answers = [tenant.ask(client, counting(first, first + 9)) for first in range(1, 41)]
+            answers = [tenant.ask(client, counting(first, first + 9), max_tokens=60) for first in range(1, 41)]
             for answer in await asyncio.gather(*answers):
                 answer.assert_right()
     peaks = {name: resident_kib(pid, peak=True) / 1000 for name, pid in stack.pids().items() if "worker" not in name}

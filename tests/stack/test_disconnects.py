@@ -4,73 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 
 import openai
 import pytest
-from stack_support import Blocks, Stack, Tenant, counting, eventually, resident_kib
+from stack_support import Blocks, Stack, Tenant, asking, counting, eventually, resident_kib
 
-_LONG = {"max_tokens": 1900, "ignore_eos": True, "temperature": 0}
 #: From the close of the socket until the scheduler tells that the blocks are free. That it tells takes up to 10 ms.
 _FREE_WITHIN_S = 0.1
-
-
-class Connection:
-    """A chat request on a socket of its own, read by hand."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def leave(self) -> None:
-        self.writer.transport.abort()
-        with suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-    async def lines(self, count: int) -> None:
-        for _ in range(count):
-            assert await self.reader.readline(), "the stream has ended"
-
-
-@asynccontextmanager
-async def asking(
-    tenant: Tenant, prompt: str = "count: 1 to 96", *, receive_buffer: int = 0, **options: object
-) -> AsyncIterator[Connection]:
-    """Send it, and do not wait for an answer."""
-    sock = socket.socket()
-    sock.setblocking(False)
-    if receive_buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    host, _, port = tenant.stack.api.removeprefix("http://").partition(":")
-    await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=2**14)
-    message = [{"role": "user", "content": prompt}]
-    body = json.dumps({"model": tenant.stack.model, "messages": message, **_LONG, **options}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant.key}\r\n"
-    writer.write(head.encode() + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-    await writer.drain()
-    connection = Connection(reader, writer)
-    try:
-        yield connection
-    finally:
-        await connection.leave()
-
-
-async def all_settled(tenant: Tenant) -> list[dict[str, object]]:
-    """The rows of the tenant, once none is unsettled."""
-
-    def rows() -> list[dict[str, object]]:
-        with tenant.stack.admin() as admin:
-            found: list[dict[str, object]] = admin.get("usage", tenant=tenant.name, by="request")["usage"]
-        return found
-
-    async def settled() -> list[dict[str, object]] | None:
-        found = await asyncio.to_thread(rows)
-        return None if not found or any(row["unsettled"] for row in found) else found
-
-    settled_rows: list[dict[str, object]] = await eventually(settled, what="all are settled", every_s=0.05)
-    return settled_rows
 
 
 async def freed(blocks: Blocks) -> float:
@@ -92,7 +33,7 @@ async def test_blocks_are_free_at_once_when_a_client_leaves(stack: Stack, tenant
                 took.append(await freed(blocks))
         # One of three may be late where the machine is busy with something else.
         assert sorted(took)[1] < _FREE_WITHIN_S, took
-    rows = await all_settled(tenant)
+    rows = await tenant.all_settled()
     assert len(rows) == 3
     for row in rows:
         assert 0 < int(str(row["output_tokens"])) < 1900
@@ -104,7 +45,7 @@ async def test_leaving_at_the_first_token(stack: Stack, tenant: Tenant) -> None:
         await connection.lines(1)
         await connection.leave()
         assert await freed(blocks) < 5 * _FREE_WITHIN_S
-    await all_settled(tenant)
+    await tenant.all_settled()
 
 
 async def test_leaving_before_the_first_token(stack: Stack) -> None:
@@ -124,7 +65,7 @@ async def test_leaving_before_the_first_token(stack: Stack) -> None:
 
             await eventually(admitted, timeout_s=1.0, what="its place is free")
         await blocks.all_free()
-    await all_settled(tenant)
+    await tenant.all_settled()
 
 
 async def test_leaving_while_it_waits_for_a_slot(stack: Stack, tenant: Tenant) -> None:
@@ -138,7 +79,7 @@ async def test_leaving_while_it_waits_for_a_slot(stack: Stack, tenant: Tenant) -
         await eventually(lambda: blocks.requests == 8 and not blocks.deferred, every_s=0.001, what="none waits")
         await busy.aclose()
         assert await freed(blocks) < 5 * _FREE_WITHIN_S
-    produced = sorted(int(str(row["output_tokens"])) for row in await all_settled(tenant))
+    produced = sorted(int(str(row["output_tokens"])) for row in await tenant.all_settled())
     assert produced[-8] > 0
     assert not any(produced[:-8])
 
@@ -147,22 +88,22 @@ async def test_a_slow_reader_gets_everything_and_holds_nothing_up(stack: Stack, 
     """It reads nothing until all is produced: blocks are free, others are served, the gateway's memory is bounded,
     and then it gets every token."""
     before = resident_kib(stack.pid("gateway"))
-    # 16 choices are more than sockets buffer, so that the gateway has to hold it.
-    slow_one = asking(tenant, stream=True, n=16, receive_buffer=4096)
+    # Eight choices are more than sockets buffer, so that the gateway has to hold it.
+    slow_one = asking(tenant, stream=True, n=8, receive_buffer=4096)
     async with stack.blocks() as blocks, tenant.client() as client, slow_one as slow:
         await eventually(lambda: blocks.requests, every_s=0.001)
         (await tenant.ask(client, counting(1, 9))).assert_right()
         await blocks.all_free(timeout_s=60.0)
         assert resident_kib(stack.pid("gateway")) < before + 30_000
-        text, ended, tokens = ["" for _ in range(16)], 0, 0
-        while (line := await slow.reader.readline()) and ended < 16:
+        text, ended, tokens = ["" for _ in range(8)], 0, 0
+        while (line := await slow.reader.readline()) and ended < 8:
             if line.startswith(b"data: {"):
                 assert b'"error"' not in line, line
                 for choice in json.loads(line[6:])["choices"]:
                     text[choice["index"]] += choice["delta"].get("content") or ""
                     ended += choice["finish_reason"] == "length"
-    assert ended == 16
+    assert ended == 8
     assert all(one.startswith(counting(1, 96).answer) for one in text)
-    rows = await all_settled(tenant)
+    rows = await tenant.all_settled()
     tokens = [int(str(row["output_tokens"])) for row in rows]
-    assert tokens.count(1900) == 16
+    assert tokens.count(1900) == 8

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import openai
 import pytest
-from stack_support import BACK_S, Answer, Blocks, Stack, Tenant, counting, eventually
+from stack_support import BACK_S, Answer, Blocks, Stack, Tenant, asking, counting, eventually
 
 from demo.tasks import Task
 
@@ -200,6 +200,18 @@ async def test_keys_tenants_and_usage_survive_a_killed_gateway(
     assert settled[whole_again.request_id] == whole_again.output_tokens
     for answer in cut:  # a piece is a token or more; a token may have been under way to its client
         assert len(answer.arrivals) <= settled[answer.request_id] <= 512
+
+
+async def test_what_a_killed_gateway_had_not_read_is_settled(stack: Stack, tenant: Tenant) -> None:
+    """Its client reads slowly: all is produced, and the scheduler has forgotten it, when the gateway is killed."""
+    async with stack.blocks() as blocks:
+        async with asking(tenant, stream=True, n=8, receive_buffer=4096):
+            await eventually(lambda: blocks.requests, every_s=0.001)
+            await blocks.all_free(timeout_s=60.0)
+            assert (await asyncio.to_thread(tenant.usage))["unsettled"] > 0
+            dead = stack.signal("gateway")
+        await stack.all_ready(without={dead})
+    assert [row["output_tokens"] for row in await tenant.all_settled()] == [1900] * 8
 
 
 async def _first_answer(tenant: Tenant) -> Answer:
