@@ -78,8 +78,12 @@ class _Bench:
         behind = max(0, min(room - small, 8 * small) // BLOCK_SIZE * BLOCK_SIZE)
         per_attended = max(0.0, self.time(1, behind, small) - t_small) / (small * behind) if behind else 0.0
         curved = per_attended * (large**2 - small**2) / 2
-        per_token = max(0.0, t_large - t_small - curved) / max(1, large - small)
-        base = max(0.0, t_small - per_token * small - per_attended * small**2 / 2)
+        slope = (t_large - t_small - curved) / max(1, large - small)
+        # On a busy machine the small chunk may take as long as the large one. What a step takes beside its tokens is at
+        # most what it takes for one token, so the tokens cannot be cheaper than this; free ones would be planned with.
+        dense = t_large - per_attended * large**2 / 2
+        per_token = max(slope, (dense - floor) / large, 0.0)
+        base = max(0.0, dense - per_token * large)
         rows = max(1, min(8, spec.slots, self.blocks, spec.tokens_per_step))
         context = max(0, min(room // rows, 512) // BLOCK_SIZE * BLOCK_SIZE - BLOCK_SIZE)
         t_rows = self.time(rows, 0, 1)
