@@ -12,22 +12,27 @@ from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["SingleFlight"]
 
-_MOST_NAMES = 65_536
+#: Fewer names than this are not worth looking through.
+_FEW_NAMES = 1024
 
 
 class SingleFlight:
     """Which row computes which block first."""
 
-    __slots__ = ("_leaders", "_least")
+    __slots__ = ("_leaders", "_least", "_look_at")
 
     def __init__(self, least_tokens: int) -> None:
         self._least = max(1, least_tokens // BLOCK_SIZE)
         self._leaders: dict[bytes, tuple[Row, int]] = {}
+        self._look_at = _FEW_NAMES
 
     def leads(self, row: Row, start: Start) -> None:
         """A row started: it computes what it did not hit."""
-        if len(self._leaders) > _MOST_NAMES:
+        if len(self._leaders) >= self._look_at:
+            # Each entry keeps its row alive with all its tokens: let go of those that are over, at a constant cost a
+            # name.
             self._leaders = {name: entry for name, entry in self._leaders.items() if _computing(*entry)}
+            self._look_at = max(_FEW_NAMES, 2 * len(self._leaders))
         for i in range(start.computed // BLOCK_SIZE, (len(row.tokens) - 1) // BLOCK_SIZE):
             name = row.chain[i]
             if (entry := self._leaders.get(name)) is None or not _computing(*entry):
