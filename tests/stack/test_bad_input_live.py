@@ -115,7 +115,8 @@ async def test_wrong_parameters(stack: Stack, http: httpx.AsyncClient) -> None:
 
 async def test_empty_prompts(stack: Stack, http: httpx.AsyncClient) -> None:
     """A prompt without a token is a 400, in all its forms."""
-    for prompt in ("", [], [[]], ["a", ""]):
+    prompts: list[Any] = ["", [], [[]], ["a", ""]]
+    for prompt in prompts:
         answer = await http.post("/completions", json={"model": stack.model, "prompt": prompt})
         assert_refused(answer, 400, code="invalid_value", param="prompt")
     answer = await http.post("/chat/completions", json={"model": stack.model, "messages": []})

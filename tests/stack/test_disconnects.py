@@ -95,7 +95,7 @@ async def test_a_slow_reader_gets_everything_and_holds_nothing_up(stack: Stack, 
         (await tenant.ask(client, counting(1, 9))).assert_right()
         await blocks.all_free(timeout_s=60.0)
         assert resident_kib(stack.pid("gateway")) < before + 30_000
-        text, ended, tokens = ["" for _ in range(8)], 0, 0
+        text, ended = ["" for _ in range(8)], 0
         while (line := await slow.reader.readline()) and ended < 8:
             if line.startswith(b"data: {"):
                 assert b'"error"' not in line, line

@@ -172,7 +172,7 @@ async def test_keys_tenants_and_usage_survive_a_killed_gateway(
 
         def usage() -> bool:
             row = tenant.usage()
-            return row["requests"] == 8 and row["unsettled"] == 0
+            return bool(row["requests"] == 8 and row["unsettled"] == 0)
 
         await eventually(lambda: asyncio.to_thread(usage), what=f"all are settled: {tenant.usage()}", every_s=0.05)
         with stack.admin() as admin:
