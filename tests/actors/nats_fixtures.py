@@ -23,7 +23,7 @@ async def serve(node: Node, actor: Actor) -> asyncio.Task[None]:
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Wait for what no event tells."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -46,6 +46,8 @@ async def test_work_of_a_caller_that_left_is_dropped() -> None:
     dropped = asyncio.ensure_future(pool.run(lambda: ran.append(1)))
     await asyncio.sleep(0)
     dropped.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dropped
     release.set()
     await running
     await pool.run(lambda: None)
