@@ -267,8 +267,8 @@ class Scheduler:
         )
 
     def block_counts(self) -> dict[str, int]:
-        """Device blocks that are `used` by a request or `free` (fenced ones too), those of either that are in the prefix
-        index (`cached`), and `host` blocks that hold a preempted request."""
+        """Device blocks that are `used` by a request or `free` (fenced ones too), those of either in the prefix index
+        (`cached`), and `host` blocks that hold a preempted request."""
         device = self._kv.device
         return {
             "used": device.held,
