@@ -22,6 +22,13 @@ serve: setup
 test: setup lint
 	$(BIN)/python -m pytest
 
+# LiteLLM is the other side of the control plane's benchmark; docs/benchmarks.md says how to install it apart.
+bench: setup
+	$(BIN)/python benchmarks/scheduler_core.py
+	$(BIN)/python benchmarks/admission_core.py
+	$(BIN)/python -m benchmarks.control_plane $(if $(LITELLM),--litellm $(LITELLM))
+	$(BIN)/python benchmarks/engine_cpu.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -21,7 +22,7 @@ from actors.runtime import Context, NatsTransport, Node
 from actors.runtime.heartbeat import Alive
 from gateway.secrets import load_secrets
 from headgate.errors import HeadgateError
-from headgate.nats_server import NatsServer, provision
+from headgate.nats_server import NatsServer, NatsServerError, provision
 from headgate.settings import ROLES, Settings, model_slug
 from headgate.supervisor import STATE_FILE, Child, Supervisor
 
@@ -31,6 +32,8 @@ ENDPOINTS_FILE = "endpoints.json"
 _LOG_BYTES = 16 * 2**20
 #: So often may a role end before the stack is ready.
 _RESTARTS_AT_START = 3
+#: After a failed start of nats-server.
+_NATS_AGAIN_S = 1.0
 
 
 async def serve_stack(settings: Settings) -> int:
@@ -82,11 +85,18 @@ async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Even
 
 
 async def _keep_nats(nats: NatsServer, supervisor: Supervisor) -> None:
-    """Start nats-server again, on the same port and store, whenever it dies."""
+    """Start nats-server again, on the same port and store, whenever it dies; again and again where it does not start."""
+    log = structlog.get_logger()
     while True:
         supervisor.note("nats", "n0", pid=nats.pid or 0, state="ready")
         await nats.wait()
-        await nats.start()
+        supervisor.note("nats", "n0", pid=0, state="restarting")
+        while nats.pid is None:
+            try:
+                await nats.start()
+            except NatsServerError as error:
+                log.error("nats-server does not start", error=str(error))
+                await asyncio.sleep(_NATS_AGAIN_S)
 
 
 def _with_ports(settings: Settings) -> Settings:
