@@ -62,7 +62,7 @@ class WorkerLink:
             self._send(RunStep(session=self.session, step=step))
 
     def stepped(self, message: Stepped, now: float) -> list[Event]:
-        """Take a result, of this session. Returns what came of it.
+        """Take a result of the present attach. Returns what came of it.
 
         :raises PolicyError: the worker refused the step, or its result does not fit: it must be attached anew.
         """

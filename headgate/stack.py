@@ -85,7 +85,7 @@ async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Even
 
 
 async def _keep_nats(nats: NatsServer, supervisor: Supervisor) -> None:
-    """Start nats-server again, on the same port and store, whenever it dies; again and again where it does not start."""
+    """Start nats-server again, on the same port and store, whenever it dies, until it starts."""
     log = structlog.get_logger()
     while True:
         supervisor.note("nats", "n0", pid=nats.pid or 0, state="ready")
