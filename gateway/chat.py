@@ -25,7 +25,7 @@ from gateway.parameters import logprobs_of_chat
 from gateway.settings import EdgeSettings
 from gateway.text.chat_template import TemplateFailed
 from gateway.text.tokenizer import ModelText
-from gateway.wire import Answer, Frame, Result
+from gateway.wire import Answer, Events, Frame, Result
 
 __all__ = ["ChatWire", "chat_job"]
 
@@ -80,25 +80,11 @@ def _message(index: int, message: ChatMessage) -> dict[str, str]:
     return {"role": "system" if message.role == "developer" else message.role, "content": content}
 
 
-class ChatWire:
+class ChatWire(Events):
     """The chat format."""
 
     def __init__(self, answer: Answer, model: ModelText, *, include_usage: bool) -> None:
-        self._answer = answer
-        self._model = model
-        encode = msgspec.json.encode
-        self._head = (
-            b'data: {"id":'
-            + encode(answer.id)
-            + b',"object":"chat.completion.chunk","created":%d' % answer.created
-            + b',"model":'
-            + encode(answer.model)
-            + b',"service_tier":'
-            + encode(answer.service_tier)
-            + b',"choices":['
-        )
-        self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
-        self._frames: dict[int, Frame] = {}
+        super().__init__(answer, "chat.completion.chunk", model, include_usage=include_usage)
 
     def opening(self, index: int) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null' % index
@@ -114,9 +100,6 @@ class ChatWire:
     def closing(self, index: int, text: str, scores: list[ScoredToken] | None, reason: FinishReason) -> bytes:
         last = self._head + b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%s"' % (index, reason.encode())
         return (self.piece(index, text, scores) if text or scores else b"") + last + self._end
-
-    def usage(self, usage: Usage) -> bytes:
-        return self._head + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
 
     def whole(self, results: Sequence[Result], usage: Usage) -> bytes:
         answer = self._answer

@@ -20,7 +20,7 @@ from gateway.openai import (
 from gateway.parameters import logprobs_of_completion
 from gateway.settings import EdgeSettings
 from gateway.text.tokenizer import ModelText
-from gateway.wire import Answer, Frame, Result
+from gateway.wire import Answer, Events, Frame, Result
 
 __all__ = ["CompletionWire", "completion_job"]
 
@@ -80,25 +80,11 @@ def _prompts(prompt: str | list[str | int | list[int]], model: ModelText) -> tup
     return [], lists
 
 
-class CompletionWire:
+class CompletionWire(Events):
     """The completion format. A choice's last event carries its last text and the reason."""
 
     def __init__(self, answer: Answer, model: ModelText, *, include_usage: bool) -> None:
-        self._answer = answer
-        self._model = model
-        encode = msgspec.json.encode
-        self._head = (
-            b'data: {"id":'
-            + encode(answer.id)
-            + b',"object":"text_completion","created":%d' % answer.created
-            + b',"model":'
-            + encode(answer.model)
-            + b',"service_tier":'
-            + encode(answer.service_tier)
-            + b',"choices":['
-        )
-        self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
-        self._frames: dict[int, Frame] = {}
+        super().__init__(answer, "text_completion", model, include_usage=include_usage)
 
     def opening(self, index: int) -> bytes:
         return b""
@@ -114,9 +100,6 @@ class CompletionWire:
         head = self._head + b'{"index":%d,"text":' % index
         frame = Frame(head, b',"logprobs":', b',"finish_reason":"%s"' % reason.encode() + self._end)
         return frame.event(text, None if scores is None else self._logprobs(scores))
-
-    def usage(self, usage: Usage) -> bytes:
-        return self._head + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
 
     def whole(self, results: Sequence[Result], usage: Usage) -> bytes:
         answer = self._answer

@@ -14,8 +14,9 @@ import msgspec
 
 from gateway.choices import ScoredToken
 from gateway.openai import FinishReason, PromptTokensDetails, TierName, Usage
+from gateway.text.tokenizer import ModelText
 
-__all__ = ["DONE", "Answer", "Frame", "Result", "Wire", "usage_of"]
+__all__ = ["DONE", "Answer", "Events", "Frame", "Result", "Wire", "usage_of"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,6 +39,31 @@ class Result:
     text: str
     scores: list[ScoredToken] | None
     reason: FinishReason
+
+
+class Events:
+    """The events of one streamed answer: what stands before and after the choice in each, and the one with usage."""
+
+    def __init__(self, answer: Answer, kind: str, model: ModelText, *, include_usage: bool) -> None:
+        self._answer = answer
+        self._model = model
+        encode = msgspec.json.encode
+        self._head = (
+            b'data: {"id":'
+            + encode(answer.id)
+            + b',"object":"%s","created":%d' % (kind.encode(), answer.created)
+            + b',"model":'
+            + encode(answer.model)
+            + b',"service_tier":'
+            + encode(answer.service_tier)
+            + b',"choices":['
+        )
+        self._end = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._frames: dict[int, Frame] = {}
+
+    def usage(self, usage: Usage) -> bytes:
+        """See `Wire.usage`."""
+        return self._head + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
 
 
 class Wire(Protocol):
