@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 #: JetStream's error codes for "wrong last sequence".
 _WRONG_REVISION = (10071, 10164)
+#: A consumer asks anew for a first record after so long, and for those right behind it for so long.
+_WAIT_S = 2.0
+_LINGER_S = 0.01
 
 
 async def guarded(transport: NatsTransport, name: str, operation: Awaitable[T]) -> T:
@@ -122,7 +125,10 @@ async def consume(
     try:
         while True:
             try:
-                messages = await pull.fetch(batch, timeout=2.0)
+                # Waiting for a whole batch would hold the first record back until the wait is over.
+                messages = await pull.fetch(1, timeout=_WAIT_S)
+                with contextlib.suppress(nats_errors.TimeoutError, TimeoutError):
+                    messages += await pull.fetch(batch - 1, timeout=_LINGER_S)
             except (nats_errors.TimeoutError, TimeoutError):
                 continue
             except (js_errors.Error, nats_errors.Error, OSError) as error:
