@@ -36,8 +36,8 @@ _RESTARTS_AT_START = 3
 _NATS_AGAIN_S = 1.0
 
 
-async def serve_stack(settings: Settings) -> int:
-    """Run until SIGINT or SIGTERM. Returns the exit code.
+async def serve_stack(settings: Settings, *, as_json: bool = False) -> int:
+    """Run until SIGINT or SIGTERM. Returns the exit code. Once ready, prints the addresses, `as_json` in one line.
 
     :raises HeadgateError: what is asked for cannot be started, or another stack runs in the same directory.
     """
@@ -52,14 +52,14 @@ async def serve_stack(settings: Settings) -> int:
     if nats is not None:
         await nats.start()
     try:
-        return await _serve(settings, nats, stop)
+        return await _serve(settings, nats, stop, as_json=as_json)
     finally:
         if nats is not None:
             await nats.stop()
         (data / ENDPOINTS_FILE).unlink(missing_ok=True)
 
 
-async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Event) -> int:
+async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Event, *, as_json: bool) -> int:
     admin_url = nats.url("admin") if nats else settings.nats
     await provision(admin_url)
     supervisor = Supervisor(settings.data_dir / STATE_FILE, info={"model": settings.name, "data": settings.data})
@@ -72,7 +72,7 @@ async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Even
                 supervisor.add(_child(settings, nats, role, instance))
             await _ready(settings, supervisor, stop)
         if not stop.is_set():
-            _announce(settings)
+            _announce(settings, as_json=as_json)
             await stop.wait()
         return 0
     finally:
@@ -200,10 +200,14 @@ def _url(settings: Settings, port: int) -> str:
     return f"http://{host}:{port}"
 
 
-def _announce(settings: Settings) -> None:
+def _announce(settings: Settings, *, as_json: bool) -> None:
     api, admin = _url(settings, settings.port), _url(settings, settings.admin_port)
     endpoints = settings.data_dir / ENDPOINTS_FILE
-    endpoints.write_text(json.dumps({"api": api, "admin": admin, "model": settings.name}))
+    addresses = json.dumps({"api": api, "admin": admin, "model": settings.name})
+    endpoints.write_text(addresses)
+    if as_json:
+        print(addresses, flush=True)
+        return
     print(f"Headgate serves {settings.name}")
     print(f"  OpenAI API  {api}/v1")
     print(f"  admin API   {admin}/admin/v1  (key in {settings.data_dir / 'admin.key'})")

@@ -13,8 +13,9 @@ __all__ = ["command"]
 
 @click.command("serve")
 @click.option("--workers", default=1, show_default=True, help="Worker processes, each with a copy of the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON, in one line, once it is ready.")
 @stack_options
-def command(**options: object) -> None:
+def command(as_json: bool, **options: object) -> None:
     """Serve a model to many tenants: starts NATS and every role, each in a process of its own.
 
     Ends with 0 on Ctrl-C and SIGTERM, after requests under way are done.
@@ -25,4 +26,4 @@ def command(**options: object) -> None:
     """
     from headgate.stack import serve_stack  # what `--help` does not need
 
-    raise SystemExit(uvloop.run(serve_stack(Settings(**options))))  # type: ignore[arg-type]
+    raise SystemExit(uvloop.run(serve_stack(Settings(**options), as_json=as_json)))  # type: ignore[arg-type]
