@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
+from actors.addresses import scheduler_of
 from actors.messages import (
     Admit,
     Cancel,
@@ -230,7 +231,7 @@ class AdmissionActor(Actor):
         )
         self._reservations.add(request, reservation, now)
         on_terms = msgspec.structs.replace(request, tier=verdict.tier, ttft_s=verdict.ttft_s, tpot_s=verdict.tpot_s)
-        self.node.tell_soon(f"scheduler.{request.model}", Submit(request=on_terms))
+        self.node.tell_soon(scheduler_of(request.model), Submit(request=on_terms))
 
     # --- waiting
     # ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from actors.addresses import scheduler_of
 from actors.messages import (
     Accepted,
     Admit,
@@ -95,7 +96,9 @@ class AskScheduler:
         until = self._clock() + _SCHEDULER_AWAY_S
         while is_wanted():
             try:
-                await self._node.ask(_of(request.model), Submit(request=request), want=Accepted, timeout_s=_ASK_AGAIN_S)
+                await self._node.ask(
+                    scheduler_of(request.model), Submit(request=request), want=Accepted, timeout_s=_ASK_AGAIN_S
+                )
                 return
             except Failed as error:
                 raise GenerationFailed(str(error)) from error
@@ -111,7 +114,7 @@ class AskScheduler:
         for timeout_s in (0.5, 1.0, 2.0):
             try:
                 ended = await self._node.ask(
-                    _of(model), Cancel(request=request_id), want=Cancelled, timeout_s=timeout_s
+                    scheduler_of(model), Cancel(request=request_id), want=Cancelled, timeout_s=timeout_s
                 )
                 return ended.generated
             except ActorError:
@@ -120,15 +123,13 @@ class AskScheduler:
 
     def cancel_soon(self, model: str, request_id: str) -> None:
         """Without an answer."""
-        self._node.tell_soon(_of(model), Cancel(request=request_id))
+        self._node.tell_soon(scheduler_of(model), Cancel(request=request_id))
 
     async def where(self, model: str, request_ids: list[str]) -> Whereabouts | None:
         """None if there is no answer: ask again later."""
         try:
-            return await self._node.ask(_of(model), Where(requests=request_ids), want=Whereabouts, timeout_s=1.0)
+            return await self._node.ask(
+                scheduler_of(model), Where(requests=request_ids), want=Whereabouts, timeout_s=1.0
+            )
         except ActorError:
             return None
-
-
-def _of(model: str) -> str:
-    return f"scheduler.{model}"

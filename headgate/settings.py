@@ -7,14 +7,13 @@ apart.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import msgspec
 
 from headgate.errors import HeadgateError
 
-__all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings", "model_slug"]
+__all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings"]
 
 #: Every kind of process that a stack is made of, in the order of starting.
 ROLES = ("ledger", "admission", "scheduler", "worker", "gateway")
@@ -67,8 +66,3 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError as error:
             raise HeadgateError(f"{SETTINGS_VARIABLE}={text!r} is not a settings object: {error}") from error
-
-
-def model_slug(name: str) -> str:
-    """A model's name as one token of a NATS subject."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)

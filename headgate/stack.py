@@ -18,12 +18,13 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from actors.addresses import instance_of
 from actors.runtime import Context, NatsTransport, Node
 from actors.runtime.heartbeat import Alive
 from gateway.secrets import load_secrets
 from headgate.errors import HeadgateError
 from headgate.nats_server import NatsServer, NatsServerError, provision
-from headgate.settings import ROLES, Settings, model_slug
+from headgate.settings import ROLES, Settings
 from headgate.supervisor import STATE_FILE, Child, Supervisor
 
 __all__ = ["ENDPOINTS_FILE", "serve_stack"]
@@ -136,7 +137,7 @@ def _check(settings: Settings) -> None:
 
 
 def _instances(settings: Settings) -> list[tuple[str, str]]:
-    names = {"ledger": ["l0"], "admission": ["a0"], "scheduler": [model_slug(settings.name)], "gateway": ["g0"]}
+    names = {"ledger": ["l0"], "admission": ["a0"], "scheduler": [instance_of(settings.name)], "gateway": ["g0"]}
     names["worker"] = [f"w{i}" for i in range(settings.workers)]
     return [(role, instance) for role in ROLES for instance in names[role]]
 

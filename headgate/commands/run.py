@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from actors.addresses import instance_of
 from headgate.commands.options import stack_options
-from headgate.settings import ROLES, SETTINGS_VARIABLE, Settings, model_slug
+from headgate.settings import ROLES, SETTINGS_VARIABLE, Settings
 
 __all__ = ["command"]
 
@@ -33,8 +34,10 @@ def command(role: str, instance: str, **options: object) -> None:
     child = SETTINGS_VARIABLE in os.environ
     settings = Settings.from_environment() if child else _given(options)
     if role == "scheduler":
-        instance = model_slug(settings.name)  # addressed by its model; a standby waits for the lease
-    raise SystemExit(_run(role, settings, instance or model_slug(f"{socket.gethostname()}-{os.getpid()}"), child=child))
+        instance = instance_of(settings.name)  # addressed by its model; a standby waits for the lease
+    raise SystemExit(
+        _run(role, settings, instance or instance_of(f"{socket.gethostname()}-{os.getpid()}"), child=child)
+    )
 
 
 def _given(options: dict[str, object]) -> Settings:

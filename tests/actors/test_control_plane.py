@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from virtual_stack import MODEL, VirtualStack, expected, request, virtual_stack
 
+from actors.addresses import instance_of
 from actors.messages import UsageQuery, UsageRow, UsageRows
 from actors.runtime.simulation import run
 from gateway.generation import Refused
@@ -113,9 +114,9 @@ async def kill_worker_for_good(stack: VirtualStack) -> None:
 
 
 async def kill_scheduler(stack: VirtualStack) -> None:
-    await stack.kill("scheduler", MODEL)
+    await stack.kill("scheduler", instance_of(MODEL))
     await asyncio.sleep(0.5)
-    await stack.start("scheduler", MODEL)
+    await stack.start("scheduler", instance_of(MODEL))
 
 
 async def kill_admission(stack: VirtualStack) -> None:

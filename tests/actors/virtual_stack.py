@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.addresses import instance_of
 from actors.admission import AdmissionActor
 from actors.device_thread import DeviceThread
 from actors.ledger import Ledger
@@ -33,7 +34,7 @@ from policies.vocabulary import (
     pack_tokens,
 )
 
-MODEL = "m"
+MODEL = "org/m-0.6B"  # a name that is no address by itself
 VOCABULARY = 1000
 
 
@@ -191,7 +192,7 @@ async def virtual_stack(
         await setup.ensure_stream(AUDIT_STREAM, [AUDIT_SUBJECT])
         await stack.start("ledger", "l0")
         await stack.start("admission", "a0")
-        await stack.start("scheduler", MODEL)
+        await stack.start("scheduler", instance_of(MODEL))
         for i in range(workers):
             await stack.start("worker", f"w{i}")
         await stack.start("gateway", "g0")
