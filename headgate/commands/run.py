@@ -7,9 +7,12 @@ import socket
 from pathlib import Path
 
 import click
+import uvloop
 
 from actors.addresses import instance_of
+from actors.runtime import ActorError
 from headgate.commands.options import stack_options
+from headgate.errors import HeadgateError
 from headgate.settings import ROLES, SETTINGS_VARIABLE, Settings
 
 __all__ = ["command"]
@@ -33,6 +36,8 @@ def command(role: str, instance: str, **options: object) -> None:
     """
     child = SETTINGS_VARIABLE in os.environ
     settings = Settings.from_environment() if child else _given(options)
+    if role == "ledger" and not child:
+        _provision(settings)
     if role == "scheduler":
         instance = instance_of(settings.name)  # addressed by its model; a standby waits for the lease
     raise SystemExit(
@@ -48,6 +53,16 @@ def _given(options: dict[str, object]) -> Settings:
         )
     Path(settings.data).mkdir(parents=True, exist_ok=True)
     return settings
+
+
+def _provision(settings: Settings) -> None:
+    """Make the buckets and streams that the server lacks; under `serve` the supervisor did."""
+    from headgate.nats_server import provision
+
+    try:
+        uvloop.run(provision(settings.nats))
+    except ActorError as error:
+        raise HeadgateError(f"the buckets and streams cannot be made on the NATS server: {error}") from error
 
 
 def _run(role: str, settings: Settings, instance: str, *, child: bool) -> int:
