@@ -13,7 +13,7 @@ from actors.messages import Decision, Quota
 from policies.reasons import Reason
 from policies.vocabulary import Finish, Request
 
-__all__ = ["Delivery", "Frontend", "Generation", "GenerationFailed", "ModelInfo", "Refused"]
+__all__ = ["Delivery", "Frontend", "Generation", "GenerationFailed", "Refused"]
 
 
 class Refused(Exception):
@@ -63,16 +63,6 @@ class Generation(Protocol):
     async def close(self, finish: Finish = Finish.cancelled) -> None:
         """End it, over or not: blocks are freed, usage is settled. Idempotent. `Finish.stop` after a stop string."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model that can be asked for by name."""
-
-    name: str
-    created_unix_s: int
-    max_context: int
-    ready: bool
 
 
 class Frontend(Protocol):

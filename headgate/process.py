@@ -14,8 +14,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -108,12 +107,6 @@ async def _expose(node: Node, metrics: Metrics) -> None:
         body, _ = metrics.render()
         await node.publish(node.role, Exposition(instance=node.instance, text=body))
         await asyncio.sleep(_EXPOSE_EVERY_S)
-
-
-@asynccontextmanager
-async def only(actor: Actor) -> AsyncIterator[Actor]:
-    """A role that is nothing but its actor."""
-    yield actor
 
 
 def _die_with_parent() -> None:

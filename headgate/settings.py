@@ -39,7 +39,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slots: int = 0
     tokens_per_step: int = 0
     kv_mib: int = 0
-    host_kv_mib: int = 0
     threads: int = 0  # of a CPU worker
     mock_step_ms: float = 0.0  # of every step of the mock device; 0: what its timing model says
     preemption: str = "auto"  # auto | swap | recompute
