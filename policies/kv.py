@@ -12,6 +12,7 @@ The rules that keep contents right:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from policies.blocks import BlockPool
@@ -19,7 +20,15 @@ from policies.prefix import PrefixIndex, extend_chain
 from policies.rows import Row
 from policies.vocabulary import BLOCK_SIZE
 
-__all__ = ["KvMemory", "Start", "blocks_for"]
+__all__ = ["KvMemory", "NameBlocks", "Start", "blocks_for", "hash_names"]
+
+#: Appends to `row.chain` until it names the first n full blocks of the row's tokens.
+NameBlocks = Callable[[Row, int], None]
+
+
+def hash_names(row: Row, blocks: int) -> None:
+    """Names by content: the chained hash of all tokens up to the end of each block."""
+    extend_chain(row.chain, row.tokens, row.request.salt, blocks)
 
 
 def blocks_for(tokens: int) -> int:
@@ -37,11 +46,12 @@ class Start(NamedTuple):
 
 
 class KvMemory:
-    """The block pools of one worker and the index over them."""
+    """The block pools of one worker and the index over them. `names` says how blocks are named."""
 
-    __slots__ = ("device", "host", "index")
+    __slots__ = ("_names", "device", "host", "index")
 
-    def __init__(self, blocks: int, host_blocks: int) -> None:
+    def __init__(self, blocks: int, host_blocks: int, *, names: NameBlocks = hash_names) -> None:
+        self._names = names
         self.index = PrefixIndex(blocks)
         self.device = BlockPool(blocks, on_reuse=self.index.forget)
         self.host = BlockPool(host_blocks)
@@ -56,7 +66,7 @@ class KvMemory:
         known = len(row.tokens)
         limit = (known - 1) // BLOCK_SIZE
         if len(row.chain) < limit:
-            extend_chain(row.chain, row.tokens, row.request.salt, limit)
+            self._names(row, limit)
         hits = self.index.match(row.chain, limit)
         device = self.device
         fresh = blocks_for(known) - len(hits)
@@ -90,7 +100,7 @@ class KvMemory:
         """Tell the index of the blocks of a row that are full and acknowledged by now."""
         full = row.computed // BLOCK_SIZE
         if full > len(row.chain):
-            extend_chain(row.chain, row.tokens, row.request.salt, full)
+            self._names(row, full)
         kept, put, chain, blocks = self.device.kept, self.index.put, row.chain, row.blocks
         for i in range(row.registered, full):
             if put(chain[i], blocks[i]):

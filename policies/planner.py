@@ -176,7 +176,7 @@ class Planner:
 
     def _limit_s(self, now: float) -> float:
         """The longest step that keeps the pace of every running row: inf if any length does."""
-        if not self._config.time_budget:
+        if self._config.batching != "time-budgeted":
             return inf
         return tightest_pace_s(self._running.decoding, self._step_time, now)
 

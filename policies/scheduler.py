@@ -19,7 +19,7 @@ from policies.config import SchedulerConfig
 from policies.errors import StepRefused, Unservable, WorkerMismatch
 from policies.events import Event
 from policies.integrity import check_integrity
-from policies.kv import KvMemory
+from policies.kv import KvMemory, NameBlocks, hash_names
 from policies.order import WaitingQueue
 from policies.planner import Planner
 from policies.rows import Flight, Place, Row
@@ -54,8 +54,11 @@ class Scheduler:
     Not thread-safe. `submit`, `cancel` and `complete` take effect in the next `plan`.
     """
 
-    def __init__(self, spec: WorkerSpec, *, config: SchedulerConfig, step_time: StepTime) -> None:
+    def __init__(
+        self, spec: WorkerSpec, *, config: SchedulerConfig, step_time: StepTime, names: NameBlocks = hash_names
+    ) -> None:
         self.spec = spec
+        self._names = names
         self.config = config
         self._step_time = step_time
         self._reset()
@@ -68,7 +71,7 @@ class Scheduler:
         self._early: dict[int, StepDone] = {}
         self._planned = 0
         self._sequence = 0
-        self._kv = KvMemory(spec.blocks, spec.host_blocks)
+        self._kv = KvMemory(spec.blocks, spec.host_blocks, names=self._names)
         slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
         self._running = Running(slots, max_preemptions=config.max_preemptions)
         self._waiting = WaitingQueue(patience_s=config.patience_s, patience_share=config.patience_share)

@@ -57,9 +57,9 @@ _OPTIONS = (
     ),
     click.option(
         "--preemption",
-        default="auto",
+        default="hybrid",
         show_default=True,
-        type=click.Choice(["auto", "swap", "recompute"]),
+        type=click.Choice(["none", "recompute", "swap", "tail", "hybrid"]),
         help="How a running request gives way: by cost, or always one way.",
     ),
     click.option("--force-preempt-every", default=0, help="Debugging: preempt a request every so many steps."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal, cast
+from typing import cast
 
 from actors.messages import UsageSettled
 from actors.runtime import ActorError
@@ -13,7 +13,7 @@ from actors.scheduler import SchedulerActor
 from actors.usage import SETTLED_SUBJECT, encode_usage
 from headgate.process import RoleContext
 from observability.metrics import CacheMetrics, SchedulerMetrics
-from policies.config import SchedulerConfig
+from policies.config import Preemption, SchedulerConfig
 
 __all__ = ["scheduler"]
 
@@ -38,7 +38,7 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
     yield SchedulerActor(
         model=settings.name,
         config=SchedulerConfig(
-            preemption=cast(Literal["auto", "swap", "recompute"], settings.preemption),
+            preemption=cast(Preemption, settings.preemption),
             force_preempt_every=settings.force_preempt_every,
         ),
         metrics=SchedulerMetrics(context.metrics),

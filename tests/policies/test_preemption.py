@@ -65,7 +65,7 @@ SMALL = {"block_bytes": 16 * 114_688, "swap_bytes_per_s": 5e9, "per_token_s": 1 
 
 
 def kind(
-    figures: dict[str, float], *, mode: str = "auto", tokens: int = 4096, resident: int = 0, host_free: int = 10_000
+    figures: dict[str, float], *, mode: str = "hybrid", tokens: int = 4096, resident: int = 0, host_free: int = 10_000
 ) -> str:
     return choose_kind(
         mode=mode,
@@ -90,7 +90,7 @@ def test_what_others_hold_need_not_be_computed_again() -> None:
     assert kind(LARGE, resident=4080) == "recompute"
 
 
-@pytest.mark.parametrize("mode", ["auto", "swap"])
+@pytest.mark.parametrize("mode", ["hybrid", "swap"])
 def test_a_full_host_leaves_no_choice(mode: str) -> None:
     """Without host blocks there is nowhere to swap to."""
     assert kind(LARGE, mode=mode, host_free=255) == "recompute"

@@ -279,7 +279,7 @@ def test_nobody_waits_for_a_prefix_of_a_lower_class() -> None:
 # Memory and preemption
 
 
-def pressed(preemption: Literal["auto", "swap", "recompute"], *, host_blocks: int = 40) -> Harness:
+def pressed(preemption: Literal["hybrid", "swap", "recompute"], *, host_blocks: int = 40) -> Harness:
     """Two rows that outgrow the pool together."""
     config = SchedulerConfig(preemption=preemption, watermark=0.0)
     h = harness(config, blocks=10, host_blocks=host_blocks)
@@ -319,7 +319,7 @@ def test_a_row_comes_back_from_the_host_with_all_it_had() -> None:
 
 def test_recompute_gives_the_same_outputs() -> None:
     """Without host memory the KV is computed again, less what the prefix cache kept."""
-    h = pressed("auto", host_blocks=0)
+    h = pressed("hybrid", host_blocks=0)
     h.run()
     h.check_end()
     (preempted,) = events_of(h, Preempted)

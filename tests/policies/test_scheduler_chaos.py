@@ -37,7 +37,7 @@ def draw_request(rnd: random.Random, name: str, *, blocks: int, vocabulary: int)
 def draw_config(rnd: random.Random) -> SchedulerConfig:
     return SchedulerConfig(
         steps_in_flight=rnd.choice([1, 2, 2, 3]),
-        preemption=rnd.choice(["auto", "swap", "swap", "recompute"]),
+        preemption=rnd.choice(["hybrid", "swap", "swap", "recompute"]),
         max_preemptions=rnd.choice([0, 1, 2, 5]),
         min_run_steps=rnd.choice([0, 3]),
         single_flight_tokens=rnd.choice([16, 32]),

@@ -1,0 +1,117 @@
+"""What goes into a simulation and what comes out: the plain data that its modules share.
+
+Times are seconds of the virtual clock, which begins at 0. Lengths are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from policies.vocabulary import Contract, StepTimeCoefficients, Tenant
+
+__all__ = ["PREFIX_TOKENS", "Arrival", "Device", "Outcome", "Workload"]
+
+#: Tokens that one id of `Arrival.prefix` stands for (the blocks of the Mooncake traces).
+PREFIX_TOKENS = 512
+
+
+class Arrival(msgspec.Struct, frozen=True, array_like=True):
+    """One request of a workload. `output_tokens` is what it really generates: only the device knows."""
+
+    id: str
+    at_s: float
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int  # that its client asks for, at least `output_tokens`
+    #: Ids of the prompt's leading blocks of PREFIX_TOKENS; the last may be cut short by the end of the prompt. Requests
+    #: whose ids begin alike share that much of a prefix. Empty: it shares nothing.
+    prefix: tuple[int, ...] = ()
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """Arrivals in order of time (ties in the order given), and the tenants that they name."""
+
+    name: str
+    arrivals: list[Arrival]
+    tenants: Mapping[str, Tenant]
+
+    @property
+    def duration_s(self) -> float:
+        """From 0 to the last arrival."""
+        return self.arrivals[-1].at_s if self.arrivals else 0.0
+
+    def contract(self, arrival: Arrival) -> Contract:
+        """What the arrival's tenant is promised."""
+        return self.tenants[arrival.tenant].contract
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model on a device, as a worker tells it of itself, with its step times as measured or fitted."""
+
+    name: str
+    blocks: int  # KV blocks on the device
+    host_blocks: int
+    block_bytes: int
+    slots: int
+    tokens_per_step: int
+    max_context: int
+    swap_bytes_per_s: float  # device to host, each way
+    step_time: StepTimeCoefficients
+    transfer_bytes_per_s: float = 50e9  # of KV, between workers
+    source: str = ""  # where the figures come from
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What became of one arrival. None: it did not come to that."""
+
+    id: str
+    tenant: str
+    tier: int
+    arrived_s: float
+    prompt_tokens: int
+    output_tokens: int  # that it would generate in full
+    ttft_s: float | None  # promised
+    tpot_s: float | None  # promised
+    decision: str = ""  # admitted | refused | relegated (admitted without its contract) | shed (dropped by a scheduler)
+    reason: str = ""  # why refused, relegated or shed
+    decided_s: float | None = None  # instant of the decision
+    retry_after_s: float | None = None
+    predicted_ttft_s: float | None = None
+    worker: str = ""
+    scheduled_s: float | None = None  # instant of its first slot
+    first_token_s: float | None = None  # instant
+    finished_s: float | None = None  # instant
+    generated: int = 0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    longest_gap_s: float = 0.0  # between two of its tokens, as far as preemption caused it
+
+    @property
+    def admitted(self) -> bool:
+        """Under its contract: relegated ones are not."""
+        return self.decision == "admitted"
+
+    @property
+    def measured_ttft_s(self) -> float | None:
+        """From arrival."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrived_s
+
+    @property
+    def measured_tpot_s(self) -> float | None:
+        """Mean over the outputs after the first; None without a second one."""
+        if self.first_token_s is None or self.finished_s is None or self.generated < 2:
+            return None
+        return (self.finished_s - self.first_token_s) / (self.generated - 1)
+
+    @property
+    def met(self) -> bool:
+        """Finished in full, and both promises kept. Without a promise, finishing is enough."""
+        ttft, tpot = self.measured_ttft_s, self.measured_tpot_s
+        if self.finished_s is None or self.generated < self.output_tokens or ttft is None:
+            return False
+        return (self.ttft_s is None or ttft <= self.ttft_s) and (
+            self.tpot_s is None or tpot is None or tpot <= self.tpot_s
+        )
