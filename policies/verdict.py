@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
 from policies.reasons import Reason
 
-__all__ = ["Admit", "Candidate", "Defer", "Policy", "Refuse", "Verdict"]
+__all__ = ["AdmissionKind", "Admit", "Candidate", "Defer", "Policy", "Refuse", "Verdict"]
+
+AdmissionKind = Literal["none", "no-evict", "token-budget", "mooncake-naive", "mooncake", "contract"]
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,9 +31,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     cached: Mapping[str, int] = {}  # prompt tokens in the prefix cache, by worker
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The few figures of a decision."""
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How admission decides: the kind, and the few figures of a decision."""
 
+    kind: AdmissionKind = "contract"
     lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
     outputs_quantile: float = 0.65  # of a tenant's history, for what is still to come

@@ -11,7 +11,7 @@ import msgspec
 
 from policies.vocabulary import Contract, StepTimeCoefficients, Tenant
 
-__all__ = ["PREFIX_TOKENS", "Arrival", "Device", "Outcome", "Workload"]
+__all__ = ["PREFIX_TOKENS", "Arrival", "Device", "Outcome", "Result", "StepRecord", "Workload"]
 
 #: Tokens that one id of `Arrival.prefix` stands for (the blocks of the Mooncake traces).
 PREFIX_TOKENS = 512
@@ -115,3 +115,44 @@ class Outcome(msgspec.Struct, kw_only=True):
         return (self.ttft_s is None or ttft <= self.ttft_s) and (
             self.tpot_s is None or tpot is None or tpot <= self.tpot_s
         )
+
+
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A step as it ran, for charts. Kept only where a simulation is asked to."""
+
+    worker: str
+    number: int
+    begun_s: float
+    ended_s: float
+    predicted_s: float  # by the scheduler's step-time model when it was planned
+    requests: list[str]  # rows in the step ...
+    counts: list[int]  # ... the tokens that each gave to the model ...
+    prefill: list[bool]  # ... and whether these were a part of a prompt (or recomputed), not a decode
+    waiting: int  # requests without a slot, after planning
+    running: int
+    used_blocks: int
+    swapped_out: int  # blocks
+    swapped_in: int
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """A whole run."""
+
+    workload: str
+    policy: str
+    device: str
+    workers: int
+    load: float  # the factor by which arrivals were compressed
+    seed: int
+    outcomes: list[Outcome]  # in order of arrival
+    ended_s: float  # virtual instant at which everything was over
+    wall_s: float
+    steps: int
+    busy_s: float  # of all devices
+    computed_tokens: int  # given to the model
+    lost_tokens: int  # computed, then dropped by preemption
+    swapped_bytes: int
+    transferred_bytes: int = 0  # of KV, between workers
+    step_coverage: float | None = None  # share of steps that took no longer than their predicted P90
+    step_error: float | None = None  # mean of |actual / predicted - 1|
+    steps_kept: list[StepRecord] = []
