@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 _TierName = Literal["priority", "default", "flex"]
 _Milliseconds = Annotated[float, Meta(gt=0, le=3_600_000)]
+_MillisecondsMore = Annotated[float, Meta(ge=0, le=3_600_000)]
 _Attainment = Annotated[float, Meta(gt=0, lt=1)]
 _Weight = Annotated[float, Meta(gt=0, le=1000)]
 _Count = Annotated[int, Meta(ge=1, le=2**53)]
@@ -45,7 +46,7 @@ _Group = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 _ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
 _Models = Annotated[list[_ModelName], Meta(min_length=1, max_length=100)]
 
-_CONTRACT = ("tier", "ttft_ms", "tpot_ms", "attainment", "weight")
+_CONTRACT = ("tier", "ttft_ms", "ttft_per_1k_ms", "tpot_ms", "attainment", "weight")
 _LIMITS = ("rpm", "tpm", "concurrency", "daily_tokens")
 
 
@@ -54,6 +55,7 @@ class TenantChange(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     tier: _TierName | UnsetType = UNSET
     ttft_ms: _Milliseconds | UnsetType | None = UNSET
+    ttft_per_1k_ms: _MillisecondsMore | UnsetType = UNSET
     tpot_ms: _Milliseconds | UnsetType | None = UNSET
     attainment: _Attainment | UnsetType = UNSET
     weight: _Weight | UnsetType = UNSET
@@ -179,7 +181,7 @@ def explained_request(question: ExplainQuestion, tenant: Tenant, *, request_id: 
         max_tokens=question.max_tokens,
         sampling=Sampling(temperature=0.0),
         tier=Tier[contract.tier],
-        ttft_s=None if contract.ttft_ms is None else contract.ttft_ms / 1000,
+        ttft_s=contract.ttft_s(question.prompt_tokens),
         tpot_s=None if contract.tpot_ms is None else contract.tpot_ms / 1000,
     )
 

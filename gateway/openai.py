@@ -65,6 +65,7 @@ class ContractOverride(_In, kw_only=True, frozen=True):
     """Headgate's own: this request's contract, looser than the tenant's. Milliseconds."""
 
     ttft_ms: float | None = None
+    ttft_per_1k_ms: float | None = None
     tpot_ms: float | None = None
 
 

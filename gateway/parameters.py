@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from gateway.errors import BadRequest, ContextTooLong
 from gateway.openai import ChatRequest, Common, CompletionRequest, ContractOverride
 from gateway.principal import Principal
@@ -33,8 +35,7 @@ class Parameters:
     stream: bool
     include_usage: bool
     tier: Tier
-    ttft_ms: float | None
-    tpot_ms: float | None
+    promise: Contract  # the times of this request; its other fields are the tenant's
 
 
 def check(
@@ -76,7 +77,7 @@ def check(
             "`stream_options` is given, but `stream` is not true: set it or leave the options out.",
             param="stream_options",
         )
-    tier, ttft_ms, tpot_ms = _contract(body, principal)
+    tier, promise = _contract(body, principal)
     return Parameters(
         sampling=sampling,
         max_tokens=most,
@@ -85,8 +86,7 @@ def check(
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         tier=tier,
-        ttft_ms=ttft_ms,
-        tpot_ms=tpot_ms,
+        promise=promise,
     )
 
 
@@ -133,6 +133,7 @@ def requests(
             )
         max_tokens = parameters.max_tokens or min(room, settings.default_max_tokens)
         packed = pack_tokens(prompt)
+        ttft_s, tpot_ms = parameters.promise.ttft_s(len(prompt)), parameters.promise.tpot_ms
         for choice in range(parameters.n):
             index = len(made)
             made.append(
@@ -147,8 +148,8 @@ def requests(
                     sampling=_with_seed(parameters.sampling, choice),
                     tier=int(parameters.tier),
                     weight=principal.tenant.contract.weight,
-                    ttft_s=None if parameters.ttft_ms is None else max(parameters.ttft_ms / 1000 - elapsed_s, 0.0),
-                    tpot_s=None if parameters.tpot_ms is None else parameters.tpot_ms / 1000,
+                    ttft_s=None if ttft_s is None else max(ttft_s - elapsed_s, 0.0),
+                    tpot_s=None if tpot_ms is None else tpot_ms / 1000,
                     salt=principal.salt,
                     traceparent=traceparent,
                 )
@@ -207,8 +208,8 @@ def _stop(stop: str | list[str] | None, settings: EdgeSettings) -> tuple[str, ..
     return tuple(stops)
 
 
-def _contract(body: Common, principal: Principal) -> tuple[Tier, float | None, float | None]:
-    """Tier, TTFT and TPOT of this request: the tenant's contract within the key's ceiling, or looser."""
+def _contract(body: Common, principal: Principal) -> tuple[Tier, Contract]:
+    """Tier and times of this request: the tenant's contract within the key's ceiling, or looser."""
     contract = principal.tenant.contract
     best = Tier[contract.tier]
     if principal.tier_ceiling is not None:
@@ -221,26 +222,32 @@ def _contract(body: Common, principal: Principal) -> tuple[Tier, float | None, f
                 f"`service_tier` is {body.service_tier}: this key may use {best.name} or what is less, or auto.",
                 param="service_tier",
             )
-    ttft_ms, tpot_ms = _loosened(body.headgate or ContractOverride(), contract)
+    promise = _loosened(body.headgate or ContractOverride(), contract)
     if tier is Tier.flex:  # no contract, may be shed
-        return tier, None, None
-    return tier, ttft_ms, tpot_ms
+        promise = msgspec.structs.replace(promise, ttft_ms=None, tpot_ms=None)
+    return tier, promise
 
 
-def _loosened(asked: ContractOverride, contract: Contract) -> tuple[float | None, float | None]:
-    values = []
-    for name in ("ttft_ms", "tpot_ms"):
+def _loosened(asked: ContractOverride, contract: Contract) -> Contract:
+    """The contract with what was asked for, which is nowhere less than it promises.
+
+    Each figure is held to its own, so that the answer is the same for every length of the prompt.
+    """
+    looser: dict[str, float] = {}
+    for name, promised in (
+        ("ttft_ms", contract.ttft_ms),
+        ("ttft_per_1k_ms", None if contract.ttft_ms is None else contract.ttft_per_1k_ms),
+        ("tpot_ms", contract.tpot_ms),
+    ):
         value: float | None = getattr(asked, name)
-        promised: float | None = getattr(contract, name)
         if value is None:
-            values.append(promised)
             continue
         field = f"headgate.{name}"
-        _number(field, value, 0.0, 86_400_000.0, 0.0, above=True)
+        _number(field, value, 0.0, 86_400_000.0, 0.0, above=name != "ttft_per_1k_ms")
         if promised is None or value < promised:
             right = (
                 "promises none: leave it out" if promised is None else f"promises {promised:g}: ask for so much or more"
             )
             raise BadRequest(f"`{field}` is {value:g}, but the contract {right}.", param=field)
-        values.append(float(value))
-    return values[0], values[1]
+        looser[name] = float(value)
+    return msgspec.structs.replace(contract, **looser)

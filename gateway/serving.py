@@ -64,7 +64,8 @@ class Server:
             traceparent=observer.traceparent,
             param=job.param,
         )
-        exchange.deadline_ms = parameters.ttft_ms
+        promised_s = parameters.promise.ttft_s(max(map(len, prompts), default=0))
+        exchange.deadline_ms = None if promised_s is None else 1000 * promised_s
         for request in wanted:
             observer.asked(request, tenant=principal.tenant.name, key=principal.key_id, stream=parameters.stream)
         generations = await exchange.awaiting(self._admit(exchange, wanted, principal.key_id))

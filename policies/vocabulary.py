@@ -1,7 +1,8 @@
 """The words that every part of Headgate shares: one small file, read first.
 
 These are the plain data that cross the seams between the pure core, the actors and the engine. They carry no behaviour
-beyond packing. Times are seconds as floats; instants never cross a process border, remaining times do.
+beyond packing and what a promise comes to. Times are seconds as floats; instants never cross a process border,
+remaining times do.
 
 Token ids travel as packed little-endian int32 (`bytes`), because a prompt of 8,192 ids decodes 50 times faster so than
 as a list of msgpack integers, and an idle gateway never looks at them.
@@ -83,6 +84,15 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tpot_ms: float | None = None  # each later token, on average over the request
     attainment: float = 0.99  # share of the admitted that keeps both
     weight: float = 1.0  # share inside the tier
+    #: Added to `ttft_ms` for every 1,000 prompt tokens: one figure for all lengths is either lax for short prompts or a
+    #: lie for long ones. Without `ttft_ms` nothing is promised, and it has no effect.
+    ttft_per_1k_ms: float = 0.0
+
+    def ttft_s(self, prompt_tokens: int) -> float | None:
+        """What is promised to a prompt of so many tokens, in seconds from its arrival."""
+        if self.ttft_ms is None:
+            return None
+        return (self.ttft_ms + self.ttft_per_1k_ms * prompt_tokens / 1000) / 1000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

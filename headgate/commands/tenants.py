@@ -23,6 +23,7 @@ _COLUMNS = {
     "name": "tenant",
     "tier": "tier",
     "ttft_ms": "ttft ms",
+    "ttft_per_1k_ms": "+ per 1k",
     "tpot_ms": "tpot ms",
     "attainment": "attained",
     "weight": "weight",
@@ -44,6 +45,7 @@ def _contract_options(command: F) -> F:
     options: list[tuple[str, click.ParamType[Any], str]] = [
         ("--tier", click.Choice(["priority", "default", "flex"]), "Served first, normally, or when there is room."),
         ("--ttft-ms", OrNone(float), "Promise: milliseconds to the first token."),
+        ("--ttft-per-1k-ms", click.FLOAT, "Promise: so much later for every 1,000 prompt tokens."),
         ("--tpot-ms", OrNone(float), "Promise: milliseconds a later token, on average over a request."),
         ("--attainment", click.FLOAT, "Share of the admitted that keeps both, such as 0.99."),
         ("--weight", click.FLOAT, "Share inside the tier."),

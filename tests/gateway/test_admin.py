@@ -234,6 +234,7 @@ async def test_deleting_a_tenant_revokes_its_keys_for_good(stack: Stack) -> None
         ({"name": "a", "ttft_ms": -1}, "ttft_ms"),
         ({"name": "a", "ttft_ms": "fast"}, "ttft_ms"),
         ({"name": "a", "ttft_ms": 1e300}, "ttft_ms"),
+        ({"name": "a", "ttft_per_1k_ms": -1}, "ttft_per_1k_ms"),
         ({"name": "a", "attainment": 1}, "attainment"),
         ({"name": "a", "weight": 0}, "weight"),
         ({"name": "a", "rpm": 0}, "rpm"),
@@ -383,7 +384,7 @@ async def test_usage_and_audit_ask_the_ledger(stack: Stack) -> None:
 
 async def test_explain_asks_admission_for_the_tenants_contract(stack: Stack) -> None:
     """The hypothetical request carries its tier and deadlines; the decision comes back with its quota."""
-    await stack.tenant(tier="priority", ttft_ms=500, tpot_ms=50)
+    await stack.tenant(tier="priority", ttft_ms=450, ttft_per_1k_ms=500, tpot_ms=50)
     question = {"tenant": "acme", "model": "m", "prompt_tokens": 100, "max_tokens": 9}
     decision = (await stack.http.post("/explain", json=question)).json()
     assert decision.items() >= {"outcome": "refused", "reason": "ttft_unattainable", "retry_after_s": 1.5}.items()

@@ -307,7 +307,8 @@ async def test_the_answer_says_what_was_decided() -> None:
     model = small_model()
     frontend = FakeFrontend(saying(model, "hi"), lambda request: decision)
     trace = "0af7651916cd43dd8448eb211c80319c"
-    async with edge(frontend, model=model, holder=principal(ttft_ms=500.0)) as served, served.client() as client:
+    holder = principal(ttft_ms=500.0, ttft_per_1k_ms=20_000.0)
+    async with edge(frontend, model=model, holder=holder) as served, served.client() as client:
         raw = await client.chat.completions.with_raw_response.create(
             model="demo", messages=HI, extra_headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
         )
@@ -315,7 +316,8 @@ async def test_the_answer_says_what_was_decided() -> None:
     assert headers["x-headgate-decision"] == "deferred"
     assert headers["x-headgate-queue-ms"] == "250.000"
     assert headers["x-headgate-predicted-ttft-ms"] == "87.5"
-    assert headers["x-headgate-deadline-ms"] == "500"
+    prompt_tokens = len(frontend.requests[0].prompt) // 4
+    assert float(headers["x-headgate-deadline-ms"]) == 500 + 20 * prompt_tokens
     assert float(headers["x-headgate-overhead-ms"]) >= 0.0
     assert int(headers["openai-processing-ms"]) >= 0
     assert headers["x-ratelimit-limit-requests"] == "60"

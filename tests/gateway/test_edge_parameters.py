@@ -67,7 +67,7 @@ def test_the_tier_is_the_contracts_within_the_keys_or_looser(
 def test_flex_has_no_contract() -> None:
     """Loosening to flex gives up both promises."""
     parameters = checked(principal(ttft_ms=500.0, tpot_ms=50.0), service_tier="flex")
-    assert (parameters.ttft_ms, parameters.tpot_ms) == (None, None)
+    assert (parameters.promise.ttft_s(1000), parameters.promise.tpot_ms) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,51 @@ def test_times_are_the_contracts_or_looser(asked: dict[str, float], expected: tu
             checked(holder, headgate=asked)
     else:
         parameters = checked(holder, headgate=asked)
-        assert (parameters.ttft_ms, parameters.tpot_ms) == expected
+        assert (parameters.promise.ttft_ms, parameters.promise.tpot_ms) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "ttft_s"),
+    [
+        ({}, 1.0),
+        ({"ttft_ms": 600}, 1.1),
+        ({"ttft_per_1k_ms": 400}, 1.3),
+        ({"ttft_ms": 600, "ttft_per_1k_ms": 400}, 1.4),
+        ({"ttft_ms": 5000, "ttft_per_1k_ms": 249}, None),
+        ({"ttft_per_1k_ms": 0}, None),
+    ],
+)
+def test_a_longer_prompt_is_promised_more_time(asked: dict[str, float], ttft_s: float | None) -> None:
+    """Both figures of the promise may be loosened, neither be traded against the other."""
+    holder = principal(ttft_ms=500.0, ttft_per_1k_ms=250.0)
+    if ttft_s is None:
+        with pytest.raises(BadRequest, match="ttft_per_1k_ms"):
+            checked(holder, headgate=asked)
+        return
+    parameters = checked(holder, headgate=asked, max_tokens=1)
+    made = requests(
+        parameters,
+        [[5] * 2000, [5]],
+        id="req-1",
+        model=small_model(max_context=4096),
+        principal=holder,
+        settings=SETTINGS,
+        elapsed_s=0.0,
+        traceparent="",
+        param="prompt",
+    )
+    base_s = parameters.promise.ttft_s(0)
+    assert base_s is not None
+    assert made[0].ttft_s == pytest.approx(ttft_s)
+    assert made[1].ttft_s == pytest.approx(base_s + (ttft_s - base_s) / 2000)
+
+
+def test_where_no_first_token_is_promised_its_length_changes_nothing() -> None:
+    """Milliseconds for each 1,000 tokens are added to a promise; they are none themselves."""
+    holder = principal(ttft_per_1k_ms=250.0)
+    assert checked(holder).promise.ttft_s(1000) is None
+    with pytest.raises(BadRequest, match="promises none"):
+        checked(holder, headgate={"ttft_per_1k_ms": 300})
 
 
 def test_the_deadline_is_what_is_left_of_it() -> None:

@@ -115,6 +115,7 @@ def test_a_tenant_is_created_changed_shown_listed_and_deleted(stack: Stack) -> N
     expected: dict[str, object] = {
         "tier": "priority",
         "ttft_ms": 500,
+        "ttft_per_1k_ms": 250,
         "tpot_ms": 50,
         "attainment": 0.95,
         "weight": 4,
