@@ -36,7 +36,15 @@ from policies.vocabulary import (
     pack_tokens,
 )
 
-__all__ = ["Live", "Scheduler"]
+__all__ = ["Census", "Live", "Scheduler"]
+
+
+class Census(NamedTuple):
+    """How full a worker is."""
+
+    waiting: int  # requests without a slot
+    running: int
+    used_blocks: int
 
 
 class Live(NamedTuple):
@@ -134,6 +142,11 @@ class Scheduler:
     def in_flight(self) -> int:
         """Steps planned and not acknowledged."""
         return len(self._flights)
+
+    @property
+    def newest(self) -> Flight:
+        """The step that was planned last, which is in flight."""
+        return self._flights[-1]
 
     def unacknowledged(self) -> list[Step]:
         """The steps in flight, the oldest first, for sending them again."""
@@ -268,6 +281,10 @@ class Scheduler:
             ratios.p95,
             [reports.request_load(row, now) for row in self._rows.values()],
         )
+
+    def census(self) -> Census:
+        """How many wait and run, and the blocks that requests hold. O(1)."""
+        return Census(len(self._waiting), len(self._running), self._kv.device.held)
 
     def block_counts(self) -> dict[str, int]:
         """Device blocks that are `used` by a request or `free` (fenced ones too), those of either in the prefix index
