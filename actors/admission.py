@@ -44,10 +44,10 @@ from actors.waiting_room import Waiting, WaitingRoom
 from observability.metrics import DecisionMetrics
 from observability.tracing import Tracing
 from policies import admission as rules
-from policies.deferred import Deferred
-from policies.forecast import OutputHistory
+from policies.admission.deferred import Deferred
+from policies.admission.forecast import OutputHistory
+from policies.admission.reasons import Reason
 from policies.limits import Denied
-from policies.reasons import Reason
 from policies.vocabulary import Request, Tenant, WorkerLoad
 
 __all__ = ["AdmissionActor"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from actors.messages import Decision, Quota
 from policies import admission as rules
+from policies.admission.reasons import Reason
 from policies.limits import Denied
-from policies.reasons import Reason
 from policies.vocabulary import Tier
 
 __all__ = ["denied", "refused", "unattainable"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from actors.messages import Live
-from policies.forecast import Reservation
+from policies.admission.forecast import Reservation
 from policies.vocabulary import Request, WorkerLoad
 
 __all__ = ["Reservations"]

@@ -6,7 +6,7 @@ import asyncio
 
 from actors.messages import Decision
 from policies import admission as rules
-from policies.deferred import Deferred, DeferredQueue
+from policies.admission.deferred import Deferred, DeferredQueue
 from policies.vocabulary import Request
 
 __all__ = ["Waiting", "WaitingRoom"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from policies.admission import Candidate, decide
-from policies.history import OutputHistory
+from policies.admission.history import OutputHistory
 from policies.limits import TenantLimits
 from policies.step_time import Features, StepTimeModel
 from policies.vocabulary import Limits, RequestLoad, StepTimeCoefficients, WorkerLoad

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from actors.messages import Decision
-from policies.reasons import Reason, http_error
+from policies.admission.reasons import Reason, http_error
 
 __all__ = [
     "ApiError",
@@ -171,7 +171,7 @@ def error_body(message: str, *, type: str, code: str | None, param: str | None =
 
 
 def refusal(decision: Decision) -> ApiError:
-    """The error of a request that admission refused, by the table of `policies.reasons`."""
+    """The error of a request that admission refused, by the table of `policies.admission.reasons`."""
     try:
         row = http_error(Reason(decision.reason))
     except ValueError:  # a newer admission knows a reason that this gateway does not: it is still a refusal

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from policies.config import SchedulerConfig
-from policies.verdict import Policy
+from policies.admission.verdict import Policy
 
 __all__ = ["CATALOG", "DEFAULT", "Placement", "PolicySet", "policy_set"]
 

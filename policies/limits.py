@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from policies.reasons import Reason
+from policies.admission.reasons import Reason
 from policies.vocabulary import Limits
 
 __all__ = ["Denied", "Grant", "RateSnapshot", "TenantLimits"]

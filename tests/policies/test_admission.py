@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from worker_sim import COEFFICIENTS, Job, Worker
 
 from policies.admission import Admit, Candidate, Defer, Margin, Policy, Reason, Refuse, Reservation, decide, http_error
-from policies.deferred import Deferred, DeferredQueue
-from policies.history import OutputHistory
+from policies.admission.deferred import Deferred, DeferredQueue
+from policies.admission.history import OutputHistory
 from policies.vocabulary import RequestLoad, StepTimeCoefficients, WorkerLoad
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.deferred import Deferred, DeferredQueue
+from policies.admission.deferred import Deferred, DeferredQueue
 
 
 def entry(name: str, tenant: str = "t", tier: int = 1, deadline: float = 10.0, until: float = 0.0) -> Deferred[str]:

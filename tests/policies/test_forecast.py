@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_sim import Job, Worker
 
-from policies.forecast import Ask, forecast
-from policies.future_kv import earliest_start, peak
-from policies.history import OutputHistory
-from policies.reasons import Reason
+from policies.admission.forecast import Ask, forecast
+from policies.admission.future_kv import earliest_start, peak
+from policies.admission.history import OutputHistory
+from policies.admission.reasons import Reason
+from policies.admission.worker_state import Reservation, WorkerState
 from policies.vocabulary import Tier
-from policies.worker_state import Reservation, WorkerState
 
 ROWS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 500)), max_size=10)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.admission.reasons import Reason
 from policies.limits import Denied, Grant, TenantLimits
-from policies.reasons import Reason
 from policies.vocabulary import Limits
 
 DAY = 20_000

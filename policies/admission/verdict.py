@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from policies.reasons import Reason
+from policies.admission.reasons import Reason
 
 __all__ = ["AdmissionKind", "Admit", "Candidate", "Defer", "Policy", "Refuse", "Verdict"]
 

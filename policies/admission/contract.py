@@ -1,7 +1,7 @@
 """Contract admission: may this request start, must it wait, or is it refused with a time to come back?
 
 A request is admitted only if its contract can be kept without breaking that of anything already admitted. The four
-tests (prefill in time, pace for everyone, memory, nobody flips) are in `policies.forecast`; here their figures become
+tests (prefill in time, pace for everyone, memory, nobody flips) are in `forecast.py`; here their figures become
 one of three outcomes. A request whose deadline is lost is refused before any work is spent on it.
 """
 
@@ -11,28 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from policies.forecast import Ask, Forecast, forecast
-from policies.history import OutputHistory
-from policies.margin import Margin
-from policies.reasons import HttpError, Reason, http_error
-from policies.verdict import Admit, Candidate, Defer, Policy, Refuse, Verdict
+from policies.admission.forecast import Ask, Forecast, forecast
+from policies.admission.history import OutputHistory
+from policies.admission.reasons import Reason
+from policies.admission.verdict import Admit, Candidate, Defer, Policy, Refuse, Verdict
+from policies.admission.worker_state import HORIZON, Reservation, WorkerState
 from policies.vocabulary import Tier, WorkerLoad
-from policies.worker_state import HORIZON, Reservation, WorkerState
 
-__all__ = [
-    "Admit",
-    "Candidate",
-    "Defer",
-    "HttpError",
-    "Margin",
-    "Policy",
-    "Reason",
-    "Refuse",
-    "Reservation",
-    "Verdict",
-    "decide",
-    "http_error",
-]
+__all__ = ["decide"]
 
 
 _DEFAULTS = Policy()

@@ -7,7 +7,7 @@ step by step, since a decision must cost microseconds. It follows what the sched
 1. Prompts share what a step has left, by tier, then earliest deadline. What is left is bounded by `tokens_per_step` and
    by the tightest pace among the running rows, where a row ahead of its pace lends its lead (Niyama, SLOs-Serve).
 2. The pace must hold for every row once the candidate decodes beside it.
-3. The future peak of KV must stay under the capacity less a reserve (`policies.future_kv`); slots free as rows end.
+3. The future peak of KV must stay under the capacity less a reserve (`future_kv.py`); slots free as rows end.
 4. A prompt behind the candidate that would make its deadline must still make it.
 """
 
@@ -19,11 +19,11 @@ from math import ceil, inf
 
 import msgspec
 
-from policies.future_kv import Held, earliest_start, peak
-from policies.history import OutputHistory
-from policies.reasons import Reason
+from policies.admission.future_kv import Held, earliest_start, peak
+from policies.admission.history import OutputHistory
+from policies.admission.reasons import Reason
+from policies.admission.worker_state import HORIZON, Prompt, Reservation, WorkerState
 from policies.vocabulary import BLOCK_SIZE
-from policies.worker_state import HORIZON, Prompt, Reservation, WorkerState
 
 __all__ = ["MIN_ROOM", "Ask", "Forecast", "OutputHistory", "Reservation", "forecast"]
 

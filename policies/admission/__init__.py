@@ -1,0 +1,27 @@
+"""Admission: may this request start, must it wait, or is it refused with a time to come back?
+
+`Admission` is the whole of it for one actor, without I/O; the modules beside it are its parts.
+"""
+
+from __future__ import annotations
+
+from policies.admission.contract import decide
+from policies.admission.margin import Margin
+from policies.admission.reasons import HttpError, Reason, http_error
+from policies.admission.verdict import Admit, Candidate, Defer, Policy, Refuse, Verdict
+from policies.admission.worker_state import Reservation
+
+__all__ = [
+    "Admit",
+    "Candidate",
+    "Defer",
+    "HttpError",
+    "Margin",
+    "Policy",
+    "Reason",
+    "Refuse",
+    "Reservation",
+    "Verdict",
+    "decide",
+    "http_error",
+]
