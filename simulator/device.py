@@ -1,0 +1,146 @@
+"""The device of a simulated worker: takes steps as a worker does, and alone knows where each output ends.
+
+A step begins when the one before it ends, and lasts as long as its `StepTimeCoefficients` say, times noise. Copies run
+beside the computing, so a step is as long as the longer of both. A row that has ended but is still in a step that was
+launched before that was known costs its part and samples nothing, as on a real device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from random import Random
+from typing import NamedTuple
+
+from policies.vocabulary import Finish, Step, StepDone
+from simulator.records import Arrival, Device
+
+__all__ = ["Launched", "Noise", "SimulatedDevice"]
+
+
+class Noise(NamedTuple):
+    """What makes steps last longer or shorter than the model of the device says."""
+
+    sigma: float = 0.0  # of a lognormal factor on each step
+    stragglers: float = 0.0  # share of the steps that take STRAGGLER times as long
+
+    #: How much longer.
+    STRAGGLER = 5.0
+
+    def factor(self, random: Random) -> float:
+        """That of one step."""
+        factor = random.lognormvariate(0.0, self.sigma) if self.sigma else 1.0
+        if self.stragglers and random.random() < self.stragglers:
+            factor *= self.STRAGGLER
+        return factor
+
+    def __bool__(self) -> bool:
+        return self.sigma > 0 or self.stragglers > 0
+
+
+class Launched(NamedTuple):
+    """A step on the device, with what it will give."""
+
+    done: StepDone
+    begun_s: float
+    due_s: float
+
+
+class SimulatedDevice:
+    """Slots and the steps that were launched. `arrivals` tells the true lengths, by request id."""
+
+    def __init__(self, device: Device, arrivals: Mapping[str, Arrival], *, noise: Noise, random: Random) -> None:
+        c = device.step_time
+        self._floor, self._base, self._per_token = c.floor_s, c.base_s, c.per_token_s
+        self._per_attended, self._per_context, self._per_row = c.per_attended_s, c.per_context_s, c.per_row_s
+        self._block_bytes, self._swap_bytes_per_s = device.block_bytes, device.swap_bytes_per_s
+        self._arrivals = arrivals
+        self.noise = noise
+        self.random = random
+        slots = min(device.slots, device.tokens_per_step)
+        self.position = [0] * slots  # tokens computed, by slot, with those of launched steps
+        self.end = [0] * slots  # the position from which the last output is sampled
+        self._known = [0] * slots  # the position from which every step samples
+        self._limited = [False] * slots  # whether max_tokens ends it, not a stop token
+        self.launched: deque[Launched] = deque()
+        self.busy_until_s = 0.0
+
+    def launch(self, step: Step, now: float) -> Launched:
+        """Queue a step behind those on the device."""
+        for new in step.new:
+            self._enter(new.slot, self._arrivals[new.request], new.computed, len(new.tokens) // 4, new.prompt_tokens)
+        slots = step.slots
+        moved = (len(step.swap_out) + len(step.swap_in)) * self._block_bytes
+        seconds = moved / self._swap_bytes_per_s if moved else 0.0
+        if sum(step.counts) == len(slots) and not step.new:
+            context, absent = self._decode(slots)
+            tokens, attended = len(slots), 0.0
+            done_slots = slots
+        else:
+            tokens, attended, context, absent = self._mixed(slots, step.counts)
+            done_slots = slots
+        if slots:
+            computing = self.seconds(tokens, attended, context, len(slots))
+            if self.noise:
+                computing *= self.noise.factor(self.random)
+            seconds = max(computing, seconds)
+        done = self._done(step.number, done_slots, absent, seconds)
+        begun = max(now, self.busy_until_s)
+        self.busy_until_s = begun + seconds
+        launched = Launched(done, begun, self.busy_until_s)
+        self.launched.append(launched)
+        return launched
+
+    def seconds(self, tokens: int, attended: float, context: int, rows: int) -> float:
+        """How long computing takes, without noise."""
+        dense = self._base + self._per_token * tokens
+        if dense < self._floor:
+            dense = self._floor
+        return dense + (self._per_attended * attended + self._per_context * context + self._per_row * rows)
+
+    def _enter(self, slot: int, arrival: Arrival, computed: int, known: int, prompt_tokens: int) -> None:
+        self.position[slot] = computed
+        self._known[slot] = known
+        self.end[slot] = prompt_tokens + min(arrival.output_tokens, arrival.max_tokens) - 1
+        self._limited[slot] = arrival.output_tokens >= arrival.max_tokens
+
+    def _decode(self, slots: list[int]) -> tuple[int, list[int]]:
+        """Their context and, of them, those that end or have ended: where they stand in the step."""
+        position, end, context, over = self.position, self.end, 0, []
+        for i, slot in enumerate(slots):
+            position[slot] = at = position[slot] + 1
+            context += at
+            if at >= end[slot] or at < self._known[slot]:
+                over.append(i)
+        return context, over
+
+    def _mixed(self, slots: list[int], counts: list[int]) -> tuple[int, float, int, list[int]]:
+        position, end, known, over = self.position, self.end, self._known, []
+        tokens, attended, context = 0, 0.0, 0
+        for i, slot in enumerate(slots):
+            count, start = counts[i], position[slot]
+            position[slot] = at = start + count
+            tokens += count
+            if count > 1:
+                attended += count * (start + count / 2)
+            else:
+                context += at
+            if at >= end[slot] or at < known[slot]:
+                over.append(i)
+        return tokens, attended, context, over
+
+    def _done(self, number: int, slots: list[int], special: list[int], seconds: float) -> StepDone:
+        """`special`: the rows that sample nothing, or their last output."""
+        finished = [0] * len(slots)
+        if special:
+            absent = set()
+            for i in special:
+                slot = slots[i]
+                if self.position[slot] == self.end[slot] and self.position[slot] >= self._known[slot]:
+                    finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
+                else:
+                    absent.add(i)
+            if absent:
+                slots = [slot for i, slot in enumerate(slots) if i not in absent]
+                finished = [finish for i, finish in enumerate(finished) if i not in absent]
+        return StepDone(number, slots, [0] * len(slots), finished, seconds)

@@ -1,0 +1,207 @@
+"""The whole of a simulation: real schedulers and the real admission on a virtual clock.
+
+Everything that happens at one instant is taken in first (steps that are done, then what comes due, then arrivals), and
+then every worker concerned plans. There is no other source of order, so equal seeds give equal results, to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+from typing import Literal
+
+from policies.catalog import PolicySet
+from policies.errors import Unservable
+from simulator.device import Noise
+from simulator.errors import LawBroken
+from simulator.fleet import Fleet
+from simulator.ledger import Ledger
+from simulator.records import Arrival, Device, Result, Workload
+from simulator.requests import BlockNames, make_request
+
+__all__ = ["Knowledge", "Simulation"]
+
+Knowledge = Literal["oracle", "history", "max_tokens"]
+
+_STEP, _WAKE = range(2)  # kinds of events, in the order in which those of one instant are taken
+_PROGRESS_EVERY = 256  # arrivals
+
+
+class Simulation:
+    """`workload` on `workers` of a device, under `policies`.
+
+    :param load: arrivals come so many times as fast.
+    :param knowledge: what admission knows of output lengths: all, what tenants' past ones tell, or max_tokens alone.
+    :param step_noise: sigma of a lognormal factor on the time of each step.
+    :param stragglers: share of the steps that take 5 times as long.
+    :param length_noise: sigma of a lognormal factor on the lengths that an oracle tells.
+    :param keep_steps: keep a record of every step.
+    :param skip: advance many equal steps at once; the result is the same to the bit.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        device: Device,
+        policies: PolicySet,
+        *,
+        workers: int = 1,
+        seed: int = 0,
+        load: float = 1.0,
+        knowledge: Knowledge = "history",
+        step_noise: float = 0.0,
+        stragglers: float = 0.0,
+        length_noise: float = 0.0,
+        keep_steps: bool = False,
+        skip: bool = True,
+    ) -> None:
+        self._workload, self._device, self._policies = workload, device, policies
+        self._seed, self._load, self._skip = seed, load, skip
+        self._knowledge, self._length_noise = knowledge, length_noise
+        self._arrivals = workload.arrivals
+        self._next = 0  # the first arrival that has not come
+        self._events: list[tuple[float, int, int]] = []  # (instant, kind, worker), a heap
+        self._fleet = Fleet(
+            workers,
+            device,
+            policies,
+            names=BlockNames(workload.arrivals, workload.tenants),
+            arrivals={arrival.id: arrival for arrival in workload.arrivals},
+            noise=Noise(step_noise, stragglers),
+            seed=seed,
+            keep=keep_steps,
+        )
+        self._ledger = Ledger()
+        self._wall_s = 0.0
+        self.now = 0.0
+
+    # Running
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Result:
+        """To the end. `progress` is told the share of the arrivals that have come.
+
+        :raises LawBroken: what came out contradicts what went in.
+        """
+        total = len(self._arrivals)
+        while self._next < total:
+            ahead = min(total, self._next + _PROGRESS_EVERY) - 1
+            self.run_until(self._at(ahead))
+            if progress is not None:
+                progress(self._next / total)
+        self.run_until(inf)
+        self._check()
+        return self.result()
+
+    def run_until(self, instant_s: float) -> None:
+        """All that happens up to that instant, and at it."""
+        begun = time.perf_counter()
+        while (instant := self._upcoming()) <= instant_s and instant < inf:
+            self.now = instant
+            self._happen(instant)
+        if instant_s < inf:
+            self.now = max(self.now, instant_s)
+        self._wall_s += time.perf_counter() - begun
+
+    def fork(self) -> Simulation:
+        """An independent simulation that goes on from here, to the same end."""
+        return copy.deepcopy(self)
+
+    def _upcoming(self) -> float:
+        """The instant of the next event; inf: there is none."""
+        arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
+        return min(arrival, self._events[0][0]) if self._events else arrival
+
+    def _at(self, number: int) -> float:
+        return self._arrivals[number].at_s / self._load
+
+    # Events
+
+    def _happen(self, now: float) -> None:
+        events, touched = self._events, set()
+        while events and events[0][0] == now:
+            _, kind, number = heappop(events)
+            touched.add(number)
+            if kind == _STEP:
+                self._step_done(number, now)
+        arrivals, total = self._arrivals, len(self._arrivals)
+        while self._next < total and self._at(self._next) <= now:
+            arrival = arrivals[self._next]
+            self._next += 1
+            worker = self._arrived(arrival, now)
+            if worker is not None:
+                touched.add(worker)
+        for number in touched if len(touched) < 2 else sorted(touched):
+            self._pump(number, now)
+
+    def _step_done(self, number: int, now: float) -> None:
+        worker = self._fleet.workers[number]
+        worker.awaited = False
+        for end in self._ledger.take(worker.complete(now)):
+            self._fleet.ended(end.request)
+
+    def _arrived(self, arrival: Arrival, now: float) -> int | None:
+        """A request comes. The worker that it was given to, if any."""
+        request = make_request(arrival, self._workload.tenants[arrival.tenant])
+        outcome = self._ledger.arrived(arrival, request, now)
+        number = self._fleet.place(request, now)
+        try:
+            self._fleet.submit(request, number, now)
+        except Unservable:
+            self._ledger.over(arrival.id)
+            outcome.decision, outcome.reason, outcome.decided_s = "refused", "unservable", now
+            return None
+        outcome.decision, outcome.decided_s, outcome.worker = "admitted", now, self._fleet.workers[number].name
+        return number
+
+    def _pump(self, number: int, now: float) -> None:
+        worker = self._fleet.workers[number]
+        for end in self._ledger.take(worker.pump(now)):
+            self._fleet.ended(end.request)
+        if not worker.awaited and (due := worker.due_s) is not None:
+            worker.awaited = True
+            heappush(self._events, (due, _STEP, number))
+
+    # Results
+
+    def result(self) -> Result:
+        """As far as it has come."""
+        workers, ledger = self._fleet.workers, self._ledger
+        judged = sum(worker.step_time.judged for worker in workers)
+        return Result(
+            workload=self._workload.name,
+            policy=self._policies.name,
+            device=self._device.name,
+            workers=len(workers),
+            load=self._load,
+            seed=self._seed,
+            outcomes=ledger.outcomes[:],
+            ended_s=self.now,
+            wall_s=self._wall_s,
+            steps=sum(worker.steps for worker in workers),
+            busy_s=sum(worker.busy_s for worker in workers),
+            computed_tokens=sum(worker.computed_tokens for worker in workers),
+            lost_tokens=ledger.lost_tokens,
+            swapped_bytes=sum(worker.swapped_blocks for worker in workers) * self._device.block_bytes,
+            step_coverage=sum(worker.step_time.covered for worker in workers) / judged if judged else None,
+            step_error=sum(worker.step_time.error for worker in workers) / judged if judged else None,
+            steps_kept=[record for worker in workers for record in worker.kept],
+        )
+
+    def _check(self) -> None:
+        """The laws of conservation, once everything is over."""
+        ledger = self._ledger
+        if ledger.live:
+            raise LawBroken(f"{len(ledger.live)} requests never ended, the first is {next(iter(ledger.live))}")
+        if len(ledger.outcomes) != len(self._arrivals):
+            raise LawBroken(f"{len(self._arrivals)} requests came, {len(ledger.outcomes)} are known")
+        for outcome in ledger.outcomes:
+            if outcome.finished_s is not None and outcome.generated != outcome.output_tokens:
+                raise LawBroken(f"{outcome.id}: {outcome.generated} outputs, it has {outcome.output_tokens}")
+        for worker in self._fleet.workers:
+            used = worker.scheduler.census().used_blocks
+            if used or worker.live:
+                raise LawBroken(f"worker {worker.name}: {used} blocks and {worker.live} requests are left over")
+            worker.scheduler.check_integrity()

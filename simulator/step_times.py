@@ -1,0 +1,62 @@
+"""The step-time model of a simulated scheduler: the one that serves, fed with a sample of the steps.
+
+To learn from a step costs more than to simulate it. Steps are alike: those that only decode are observed one in
+DECODE_EVERY, the others one in PROMPT_EVERY. What is observed depends on the order of steps alone, so skipping steps
+changes nothing. The same sample says how well the model predicts.
+"""
+
+from __future__ import annotations
+
+from policies.step_time import Features, Ratios, StepTimeModel
+from policies.vocabulary import StepTimeCoefficients
+
+__all__ = ["DECODE_EVERY", "PROMPT_EVERY", "SampledStepTime"]
+
+DECODE_EVERY = 16
+PROMPT_EVERY = 4
+
+
+class SampledStepTime:
+    """A `StepTime`. `covered` of the `judged` steps took no longer than the P90 that was predicted of them."""
+
+    __slots__ = ("_decodes", "_model", "_prompts", "covered", "error", "judged")
+
+    def __init__(self, seed: StepTimeCoefficients) -> None:
+        self._model = StepTimeModel(seed)
+        self._decodes = DECODE_EVERY
+        self._prompts = PROMPT_EVERY
+        self.judged = 0
+        self.covered = 0
+        self.error = 0.0  # sum of |actual / predicted - 1|
+
+    @property
+    def coefficients(self) -> StepTimeCoefficients:
+        """See `StepTime`."""
+        return self._model.coefficients
+
+    def predict(self, tokens: float, attended: float, context: float, rows: float) -> float:
+        """See `StepTime`."""
+        return self._model.predict(tokens, attended, context, rows)
+
+    def ratios(self) -> Ratios:
+        """See `StepTime`."""
+        return self._model.ratios()
+
+    def observe(self, features: Features, actual_s: float) -> None:
+        """Learn from the step, if it is in the sample."""
+        if features.attended:
+            self._prompts -= 1
+            if self._prompts:
+                return
+            self._prompts = PROMPT_EVERY
+        else:
+            self._decodes -= 1
+            if self._decodes:
+                return
+            self._decodes = DECODE_EVERY
+        predicted = self._model.predict(*features)
+        if predicted > 0:
+            self.judged += 1
+            self.covered += actual_s <= predicted * self._model.ratios(features.tokens).p90
+            self.error += abs(actual_s / predicted - 1)
+        self._model.observe(features, actual_s)

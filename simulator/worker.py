@@ -1,0 +1,117 @@
+"""A simulated worker: a real scheduler, a modelled device, and what is counted of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from policies.config import SchedulerConfig
+from policies.events import Event
+from policies.kv import NameBlocks
+from policies.scheduler import Scheduler
+from policies.vocabulary import Request, Step, WorkerSpec
+from simulator.device import Noise, SimulatedDevice
+from simulator.records import Arrival, Device, StepRecord
+from simulator.requests import MODEL
+from simulator.step_times import SampledStepTime
+
+__all__ = ["SimulatedWorker"]
+
+Keep = Callable[[StepRecord], None]
+
+
+class SimulatedWorker:
+    """`arrivals` by request id. `keep` takes the record of every step."""
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        config: SchedulerConfig,
+        *,
+        names: NameBlocks,
+        arrivals: Mapping[str, Arrival],
+        noise: Noise,
+        seed: int,
+        keep: bool,
+    ) -> None:
+        spec = WorkerSpec(
+            MODEL,
+            "simulated",
+            device.blocks,
+            device.host_blocks,
+            device.block_bytes,
+            device.slots,
+            device.tokens_per_step,
+            device.max_context,
+            device.swap_bytes_per_s,
+            device.step_time,
+        )
+        self.name = name
+        self.step_time = SampledStepTime(device.step_time)
+        self.scheduler = Scheduler(spec, config=config, step_time=self.step_time, names=names)
+        self.device = SimulatedDevice(device, arrivals, noise=noise, random=Random(f"{seed} {name}"))
+        self.steps = 0
+        self.busy_s = 0.0
+        self.computed_tokens = 0
+        self.swapped_blocks = 0
+        self.live = 0  # requests
+        self.awaited = False  # its oldest step is among the events
+        self._queue: list[StepRecord] | None = [] if keep else None
+        self.kept: list[StepRecord] = []
+
+    @property
+    def due_s(self) -> float | None:
+        """When the oldest step on the device is done; None: the device is idle."""
+        launched = self.device.launched
+        return launched[0].due_s if launched else None
+
+    def submit(self, request: Request, now: float) -> None:
+        """Queue a request.
+
+        :raises Unservable: this worker could never serve it.
+        """
+        self.scheduler.submit(request, now)
+        self.live += 1
+
+    def complete(self, now: float) -> list[Event]:
+        """Take the result of the oldest step, whose time has come."""
+        done = self.device.launched.popleft().done
+        self.busy_s += done.duration_s
+        if self._queue is not None:
+            self.kept.append(self._queue.pop(0))
+        return self.scheduler.complete(done, now)
+
+    def pump(self, now: float) -> list[Event]:
+        """Plan and launch steps until enough are in flight."""
+        scheduler = self.scheduler
+        while (step := scheduler.plan(now)) is not None:
+            self._launch(step, now)
+        return scheduler.take_events()
+
+    def _launch(self, step: Step, now: float) -> None:
+        launched = self.device.launch(step, now)
+        self.steps += 1
+        self.computed_tokens += sum(step.counts)
+        self.swapped_blocks += len(step.swap_out) + len(step.swap_in)
+        if self._queue is not None:
+            self._queue.append(self._record(step, launched.begun_s, launched.due_s))
+
+    def _record(self, step: Step, begun_s: float, ended_s: float) -> StepRecord:
+        flight = self.scheduler.newest
+        census = self.scheduler.census()
+        return StepRecord(
+            self.name,
+            step.number,
+            begun_s,
+            ended_s,
+            self.step_time.predict(flight.tokens, flight.attended, flight.context, len(flight.rows)),
+            [row.request.id for row in flight.rows],
+            step.counts[:],
+            [i >= flight.decodes for i in range(len(flight.rows))],
+            census.waiting,
+            census.running,
+            census.used_blocks,
+            len(step.swap_out),
+            len(step.swap_in),
+        )
