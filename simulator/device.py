@@ -15,7 +15,11 @@ from typing import NamedTuple
 from policies.vocabulary import Finish, Step, StepDone
 from simulator.records import Arrival, Device
 
-__all__ = ["Launched", "Noise", "SimulatedDevice"]
+__all__ = ["STRAGGLER", "Launched", "Noise", "SimulatedDevice"]
+
+
+#: How much longer a straggling step takes.
+STRAGGLER = 5.0
 
 
 class Noise(NamedTuple):
@@ -24,14 +28,11 @@ class Noise(NamedTuple):
     sigma: float = 0.0  # of a lognormal factor on each step
     stragglers: float = 0.0  # share of the steps that take STRAGGLER times as long
 
-    #: How much longer.
-    STRAGGLER = 5.0
-
     def factor(self, random: Random) -> float:
         """That of one step."""
         factor = random.lognormvariate(0.0, self.sigma) if self.sigma else 1.0
         if self.stragglers and random.random() < self.stragglers:
-            factor *= self.STRAGGLER
+            factor *= STRAGGLER
         return factor
 
     def __bool__(self) -> bool:

@@ -1,13 +1,32 @@
-"""What can be wrong with a simulation."""
+"""What can be wrong with a simulation, or with what it is given."""
 
 from __future__ import annotations
 
-__all__ = ["LawBroken", "SimulationError"]
+from pathlib import Path
+
+__all__ = ["BadTenants", "BadTrace", "LawBroken", "SimulatorError"]
 
 
-class SimulationError(Exception):
-    """The root of them."""
+class SimulatorError(Exception):
+    """The root of them: something cannot be simulated as asked."""
 
 
-class LawBroken(SimulationError):
+class BadTrace(SimulatorError):
+    """A trace cannot be read: says which file, which line (from 1; None: no single one), and what is wrong there."""
+
+    def __init__(self, path: str | Path, line: int | None, problem: str) -> None:
+        place = f"{path}" if line is None else f"{path}, line {line}"
+        super().__init__(f"{place}: {problem}")
+        self.path, self.line = str(path), line
+
+
+class BadTenants(SimulatorError):
+    """A file of tenants is wrong."""
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = str(path)
+
+
+class LawBroken(SimulatorError):
     """A run lost or invented something: a defect of the simulator, or of what it runs."""
