@@ -39,8 +39,8 @@ from observability.tracing import Tracing
 from policies.config import SchedulerConfig
 from policies.errors import PolicyError, Unservable
 from policies.events import Event, Finished, Preempted, Scheduled
-from policies.placement import place
-from policies.vocabulary import Finish, Request
+from policies.placement import Ask, Placer, ask_of
+from policies.vocabulary import Finish, Request, WorkerLoad
 
 __all__ = ["SchedulerActor"]
 
@@ -52,7 +52,11 @@ Settle = Callable[[UsageSettled], Coroutine[Any, Any, None]]
 
 
 class SchedulerActor(Actor):
-    """`settle` writes the usage of a request whose gateway died; it must not lose it."""
+    """`settle` writes the usage of a request whose gateway died; it must not lose it.
+
+    `placement`: a name of `policies.placement.PLACEMENTS`. Whatever it is, a worker that admission chose is taken while
+    it lives.
+    """
 
     role = "scheduler"
     mailbox = 4096
@@ -72,6 +76,7 @@ class SchedulerActor(Actor):
         settle: Settle,
         clock: Callable[[], float] = time.monotonic,
         load_every_s: float = 0.1,
+        placement: str = "best-fit",
     ) -> None:
         self._model = model
         self._config = config
@@ -84,6 +89,7 @@ class SchedulerActor(Actor):
         self._load_due = False
         self._load_from_s = 0.0
         self._links: dict[str, WorkerLink] = {}
+        self._placer = Placer(placement, report=self._report, used_blocks=self._used_blocks)
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
         self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
         self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
@@ -128,21 +134,28 @@ class SchedulerActor(Actor):
         self._live[request.id] = request
         home = self._home.get(request.id)
         if home is not None:
-            self._serve(request, home)  # the core lets the newer attempt replace the older one
+            self._serve(request, home, self._ask(request))  # the core lets the newer attempt replace the older one
         elif live is None:
             self._place(request)
 
     def _place(self, request: Request) -> None:
-        now = self._clock()
-        # With one worker there is nothing to choose, and a report of load costs a microsecond a request.
-        loads = [link.core.load(now, name) for name, link in self._links.items()] if len(self._links) > 1 else []
-        worker = place(request, loads) if loads else next(iter(self._links), None)
+        ask = self._ask(request)
+        worker = self._placer.place(ask)
         if worker is None:
             self._unplaced.append(request.id)
         else:
-            self._serve(request, self._links[worker])
+            self._serve(request, self._links[worker], ask)
 
-    def _serve(self, request: Request, link: WorkerLink) -> None:
+    def _ask(self, request: Request) -> Ask:
+        return ask_of(request, prefix=self._placer.prefixes is not None)
+
+    def _report(self, worker: str) -> WorkerLoad:
+        return self._links[worker].core.load(self._clock(), worker)
+
+    def _used_blocks(self, worker: str) -> int:
+        return self._links[worker].core.census().used_blocks
+
+    def _serve(self, request: Request, link: WorkerLink, ask: Ask) -> None:
         now = self._clock()
         try:
             link.core.submit(request, now)
@@ -152,6 +165,7 @@ class SchedulerActor(Actor):
             self.node.tell_soon(f"gateway.{request.gateway}", back)
             return
         self._home[request.id] = link
+        self._placer.submitted(ask, link.worker)
         self._drive(link, now)
         self._load_changed()
 
@@ -209,6 +223,7 @@ class SchedulerActor(Actor):
             link.resend(self._clock())
 
     def _apply(self, events: list[Event], now: float) -> None:
+        self._placer.heard(events)
         for event in events:
             if isinstance(event, Finished):
                 self._finished(event, now)
@@ -288,6 +303,7 @@ class SchedulerActor(Actor):
             return
         old = self._links.pop(instance, None)
         if old is not None:
+            self._placer.leave(instance)
             self._hand_back(old)
         ref = f"worker.{instance}"
 
@@ -297,6 +313,7 @@ class SchedulerActor(Actor):
         self._links[instance] = WorkerLink(
             instance, attached.spec, session=attached.session, epoch=epoch, config=self._config, send=send
         )
+        self._placer.join(instance, attached.spec)
         self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)
         waiting, self._unplaced = self._unplaced, deque()
         for request_id in waiting:
@@ -312,6 +329,7 @@ class SchedulerActor(Actor):
         """Its requests go elsewhere. If it still lives, its next heartbeat attaches it anew."""
         self._log.warning("worker lost", worker=link.worker, why=why)
         del self._links[link.worker]
+        self._placer.leave(link.worker)
         self._blocks.gone(model=self._model, worker=link.worker)
         self._hand_back(link)
         self._load_changed()

@@ -156,6 +156,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     generated: bytes = b""
     traceparent: str = ""
     weight: float = 1.0  # the tenant's share inside its tier
+    worker: str = ""  # that admission chose: taken while it lives
 
 
 class NewRow(msgspec.Struct, frozen=True, array_like=True):
@@ -270,3 +271,9 @@ class WorkerLoad(msgspec.Struct, frozen=True, array_like=True):
     ratio_p90: float
     ratio_p95: float
     requests: list[RequestLoad]
+    #: What a simulation of this worker needs beside: see WorkerSpec.
+    device: str = ""
+    host_blocks: int = 0
+    block_bytes: int = 0
+    swap_bytes_per_s: float = 0.0
+    steps_timed: int = 0  # that the step times were refitted on since this scheduler attached

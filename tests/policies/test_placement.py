@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from harness import COEFFICIENTS, make_request
+from harness import COEFFICIENTS
+from harness import make_request as request_of
 
-from policies.placement import best_fit, first_token_s, place
+from policies.placement import Ask, ask_of, best_fit, first_token_s, place
 from policies.vocabulary import RequestLoad, WorkerLoad
+
+
+def make_request(name: str, prompt: list[int], max_tokens: int, *, tier: int = 1, salt: bytes = b"") -> Ask:
+    return ask_of(request_of(name, prompt, max_tokens, tier=tier, salt=salt))
 
 
 def worker_load(

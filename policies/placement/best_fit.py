@@ -1,6 +1,6 @@
-"""Which worker takes a request: where its first token comes soonest, and among equals where its prefix may be.
+"""Where the first token comes soonest, and among equals where its prefix may be.
 
-`place` is for a request that has no worker yet. Admission, which has tested every worker against contracts, chooses the
+This is for a request that has no worker yet. Admission, which has tested every worker against contracts, chooses the
 best fit itself: the least positive headroom, so that room for large requests stays whole.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from policies.placement.view import Ask, blocks_of
 from policies.step_time import step_time
-from policies.vocabulary import BLOCK_SIZE, Request, WorkerLoad
+from policies.vocabulary import WorkerLoad
 
 __all__ = ["best_fit", "first_token_s", "place"]
 
@@ -20,21 +21,20 @@ TOLERANCE = 0.1
 TOLERANCE_STEPS = 2.0
 
 
-def place(request: Request, loads: Sequence[WorkerLoad]) -> str | None:
-    """The worker for a request; None if no worker serves its model.
+def place(ask: Ask, loads: Sequence[WorkerLoad]) -> str | None:
+    """The worker for a request, by full reports of workers of its model; None if there are none.
 
     If none could ever hold it, the one with the longest context: its scheduler says what is wrong with the request.
     """
-    serving = [load for load in loads if load.model == request.model]
-    if not serving:
+    if not loads:
         return None
-    fitting = [load for load in serving if _could_hold(load, request)]
+    fitting = [load for load in loads if ask.end <= load.max_context and blocks_of(ask.end - 1) <= load.blocks]
     if not fitting:
-        return max(serving, key=lambda load: (load.max_context, load.blocks)).worker
-    waits = [(first_token_s(load, request), load) for load in fitting]
+        return max(loads, key=lambda load: (load.max_context, load.blocks)).worker
+    waits = [(first_token_s(load, ask), load) for load in fitting]
     best, least = min(waits, key=lambda wait: wait[0])
     bound = best * (1 + TOLERANCE) + TOLERANCE_STEPS * _decode_step_s(least)
-    return max((load for wait, load in waits if wait <= bound), key=lambda load: _affinity(load, request)).worker
+    return max((load for wait, load in waits if wait <= bound), key=lambda load: _affinity(load, ask)).worker
 
 
 def best_fit(headrooms: Sequence[tuple[str, float]]) -> str | None:
@@ -42,20 +42,19 @@ def best_fit(headrooms: Sequence[tuple[str, float]]) -> str | None:
     return min(((room, worker) for worker, room in headrooms if room >= 0), default=(0.0, None))[1]
 
 
-def first_token_s(load: WorkerLoad, request: Request) -> float:
+def first_token_s(load: WorkerLoad, ask: Ask) -> float:
     """Roughly when the first token would come: the prompts before it, its own, and the wait for a slot and blocks.
 
     A mean without any upper quantile: for comparing workers, not for promises.
     """
-    prompt = _known_tokens(request)
-    ahead = sum(row.prefill_left for row in load.requests if row.prefill_left > 1 and row.tier <= request.tier)
+    ahead = sum(row.prefill_left for row in load.requests if row.prefill_left > 1 and row.tier <= ask.tier)
     decoding = [row for row in load.requests if row.prefill_left <= 1]
     room = max(1, load.tokens_per_step - len(decoding))
-    steps = -(-(ahead + prompt) // room)
-    tokens, decode_s = ahead + prompt, _decode_step_s(load)
+    steps = -(-(ahead + ask.tokens) // room)
+    tokens, decode_s = ahead + ask.tokens, _decode_step_s(load)
     dense_s = steps * decode_s + load.step_time.per_token_s * tokens
-    attended_s = load.step_time.per_attended_s * prompt * prompt / 2
-    return dense_s + attended_s + _release_steps(load, prompt) * decode_s
+    attended_s = load.step_time.per_attended_s * ask.tokens * ask.tokens / 2
+    return dense_s + attended_s + _release_steps(load, ask.tokens) * decode_s
 
 
 def _decode_step_s(load: WorkerLoad) -> float:
@@ -67,31 +66,21 @@ def _decode_step_s(load: WorkerLoad) -> float:
 def _release_steps(load: WorkerLoad, prompt: int) -> int:
     """Steps until enough rows have ended for a slot and for the blocks of a prompt, at the longest outputs."""
     slots = 1 - load.free_slots
-    blocks = -(-prompt // BLOCK_SIZE) - load.free_blocks
+    blocks = blocks_of(prompt) - load.free_blocks
     for row in load.requests:
         if row.context == 0:  # it waits, and is before us
             slots += 1
-            blocks += -(-row.prefill_left // BLOCK_SIZE)
+            blocks += blocks_of(row.prefill_left)
     steps = 0
     for row in sorted((row for row in load.requests if row.context), key=lambda row: row.outputs_left):
         if slots <= 0 and blocks <= 0:
             break
         slots -= 1
-        blocks -= -(-row.context // BLOCK_SIZE)
+        blocks -= blocks_of(row.context)
         steps = row.outputs_left
     return steps
 
 
-def _could_hold(load: WorkerLoad, request: Request) -> bool:
-    end = len(request.prompt) // 4 + request.max_tokens
-    return end <= load.max_context and -(-(end - 1) // BLOCK_SIZE) <= load.blocks
-
-
-def _known_tokens(request: Request) -> int:
-    return (len(request.prompt) + len(request.generated)) // 4
-
-
-def _affinity(load: WorkerLoad, request: Request) -> bytes:
+def _affinity(load: WorkerLoad, ask: Ask) -> bytes:
     """Rendezvous hashing: requests that begin alike prefer the same worker, and a worker's death moves only its own."""
-    start = request.prompt[: 4 * BLOCK_SIZE]
-    return blake2b(load.worker.encode() + b"\0" + request.salt + start, digest_size=8).digest()
+    return blake2b(load.worker.encode() + b"\0" + ask.affinity, digest_size=8).digest()
