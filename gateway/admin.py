@@ -36,12 +36,13 @@ from gateway.admin_api import (
     key_view,
     new_tenant,
     tenant_view,
+    worker_view,
 )
 from gateway.directory import Directory, bearer
 from gateway.errors import ApiError, BadRequest, BodyTooLarge
 from gateway.secrets import check_admin_key
 from gateway.tenancy import Tenancy, not_found
-from policies.vocabulary import Request
+from policies.vocabulary import Request, WorkerLoad
 
 __all__ = ["AdminSources", "admin_app"]
 
@@ -59,6 +60,7 @@ class AdminSources(msgspec.Struct, frozen=True, kw_only=True):
     audit: Callable[[AuditQuery], Awaitable[AuditRows]]
     explain: Callable[[Request], Awaitable[Decision]]  # Frontend.explain
     processes: Callable[[], Awaitable[Sequence[dict[str, object]]]] | None = None
+    workers: Callable[[], Sequence[WorkerLoad]] | None = None
 
 
 def admin_app(
@@ -117,6 +119,7 @@ class _Admin:
             ("GET", "/audit", self._audit),
             ("POST", "/explain", self._explain),
             ("GET", "/processes", self._processes),
+            ("GET", "/workers", self._workers),
         ]
         paths: dict[str, dict[str, Endpoint]] = {}
         for method, path, endpoint in table:
@@ -244,6 +247,11 @@ class _Admin:
         if self._sources.processes is None:
             raise not_found("list of processes at", self._gateway)
         return _json({"processes": list(await self._sources.processes())})
+
+    async def _workers(self, http: HttpRequest) -> Response:
+        if self._sources.workers is None:
+            raise not_found("list of workers at", self._gateway)
+        return _json({"workers": [worker_view(worker) for worker in self._sources.workers()]})
 
 
 def _json(content: object, *, status: int = 200) -> Response:

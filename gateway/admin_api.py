@@ -16,7 +16,7 @@ from actors.messages import Decision
 from gateway.errors import BadRequest
 from gateway.keys import KeyRecord, key_state
 from gateway.tenancy import NAME, iso
-from policies.vocabulary import Contract, Request, Sampling, Tenant, Tier
+from policies.vocabulary import Contract, Request, Sampling, Tenant, Tier, WorkerLoad
 
 __all__ = [
     "ExplainQuestion",
@@ -32,6 +32,7 @@ __all__ = [
     "key_view",
     "new_tenant",
     "tenant_view",
+    "worker_view",
 ]
 
 T = TypeVar("T")
@@ -190,4 +191,11 @@ def decision_view(decision: Decision) -> dict[str, object]:
     """A decision as the API shows it."""
     view: dict[str, object] = msgspec.to_builtins(msgspec.structs.asdict(decision) | {"quota": None})
     view["quota"] = None if decision.quota is None else msgspec.structs.asdict(decision.quota)
+    return view
+
+
+def worker_view(load: WorkerLoad) -> dict[str, object]:
+    """A worker as the API shows it: its sizes, and its step times as they were refitted, with named coefficients."""
+    view = msgspec.structs.asdict(load) | {"step_time": msgspec.structs.asdict(load.step_time)}
+    del view["requests"]
     return view

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from actors.messages import Exposition, Load
 from actors.runtime import Alive, Context
 from gateway.text.tokenizer import ModelText
 from observability.merge import merged
+from policies.vocabulary import WorkerLoad
 
 __all__ = ["StackView"]
 
@@ -57,6 +59,16 @@ class StackView:
                 "state": alive.info.get("state"),
             }
             for name, (_, alive) in self._alive.items()
+        ]
+
+    def workers(self) -> list[WorkerLoad]:
+        """Every worker of a scheduler that was heard lately, by model and name, without its requests."""
+        since = self._clock() - _LOAD_STALE_S
+        return [
+            msgspec.structs.replace(worker, requests=[])
+            for _, (heard_at, load) in sorted(self._loads.items())
+            if heard_at > since
+            for worker in sorted(load.workers, key=lambda worker: worker.worker)
         ]
 
     def not_ready(self, *, is_connected: bool) -> list[str]:

@@ -69,6 +69,7 @@ class Scheduler:
         self._names = names
         self.config = config
         self._step_time = step_time
+        self._steps_timed = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -241,6 +242,7 @@ class Scheduler:
         if flight.rows and done.duration_s > 0:
             features = Features(flight.tokens, flight.attended, flight.context, len(flight.rows))
             self._step_time.observe(features, done.duration_s)
+            self._steps_timed += 1
 
     # Ends
 
@@ -280,6 +282,11 @@ class Scheduler:
             ratios.p90,
             ratios.p95,
             [reports.request_load(row, now) for row in self._rows.values()],
+            spec.device,
+            spec.host_blocks,
+            spec.block_bytes,
+            spec.swap_bytes_per_s,
+            self._steps_timed,
         )
 
     def census(self) -> Census:

@@ -72,7 +72,9 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         admin_key=secrets.admin_key,
         tenancy=Tenancy(tenants, keys, directory, pepper=secrets.pepper, audit=audit),
         directory=directory,
-        sources=AdminSources(usage=usage, audit=audit_rows, explain=explain, processes=processes),
+        sources=AdminSources(
+            usage=usage, audit=audit_rows, explain=explain, processes=processes, workers=actor.view.workers
+        ),
         gateway=context.instance,
     )
     async with _http(

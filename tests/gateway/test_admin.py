@@ -18,7 +18,7 @@ from gateway.errors import Unauthorized
 from gateway.keys import new_admin_key, new_key
 from gateway.secrets import BadSecret
 from gateway.tenancy import Tenancy
-from policies.vocabulary import Request, Tenant
+from policies.vocabulary import Request, RequestLoad, StepTimeCoefficients, Tenant, WorkerLoad
 
 PEPPER = b"pepper" * 6
 ADMIN = new_admin_key()
@@ -55,7 +55,9 @@ class Stack:
             admin_key=ADMIN,
             tenancy=tenancy,
             directory=self.directory,
-            sources=AdminSources(usage=self.usage, audit=self.audit, explain=self.explain, processes=self.processes),
+            sources=AdminSources(
+                usage=self.usage, audit=self.audit, explain=self.explain, processes=self.processes, workers=self.workers
+            ),
             now=lambda: self.now,
         )
         self.http = httpx.AsyncClient(
@@ -87,6 +89,11 @@ class Stack:
 
     async def processes(self) -> list[dict[str, object]]:
         return [{"role": "gateway", "pid": 7}]
+
+    def workers(self) -> list[WorkerLoad]:
+        fit = StepTimeCoefficients(0.01, 0.006, 4e-5)
+        live = RequestLoad("r1", 1, 1, 100, 5, 10, None, None, 0.0)
+        return [WorkerLoad("w1", "m", 64, 60, 8, 7, 256, 1024, fit, 1.0, 1.1, 1.2, [live], "cpu", 32, 4096, 1e9, 77)]
 
     def actions(self) -> list[tuple[str, str]]:
         return [(entry["action"], entry["target"]) for entry in self.entries]
@@ -405,6 +412,14 @@ async def test_explain_asks_admission_for_the_tenants_contract(stack: Stack) -> 
 async def test_processes_are_listed(stack: Stack) -> None:
     """As the given callable tells them."""
     assert (await stack.http.get("/processes")).json() == {"processes": [{"role": "gateway", "pid": 7}]}
+
+
+async def test_workers_are_listed_with_what_a_simulation_needs(stack: Stack) -> None:
+    """Sizes, fitted step times by name, how many steps they were fitted to; nothing about anybody's requests."""
+    (worker,) = (await stack.http.get("/workers")).json()["workers"]
+    assert worker.items() >= {"worker": "w1", "host_blocks": 32, "block_bytes": 4096, "steps_timed": 77}.items()
+    assert worker["step_time"]["per_token_s"] == 4e-5
+    assert "requests" not in worker
 
 
 async def test_answers_are_not_cached(stack: Stack) -> None:
