@@ -21,11 +21,7 @@ class BadTrace(SimulatorError):
 
 
 class BadTenants(SimulatorError):
-    """A file of tenants is wrong."""
-
-    def __init__(self, path: str | Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
-        self.path = str(path)
+    """A file of tenants, or a mix of them, is wrong."""
 
 
 class LawBroken(SimulatorError):
