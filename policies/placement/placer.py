@@ -47,7 +47,8 @@ class Placer:
 
     `report` gives the full load of a worker, for best-fit; without, that rule estimates from views. `used_blocks` as
     for `Book`. `span` and `copying` as for `PrefixAware`. `headroom_blocks`: what freeness keeps free beside the
-    priority tier. `place` costs O(log workers), and changes nothing but whose turn it is.
+    priority tier. `place` costs O(log workers), and changes nothing but whose turn it is. A deep copy goes its own way
+    (`report` and `used_blocks` being methods of what is copied with it).
 
     :raises ValueError: if there is no placement of that name.
     """
@@ -70,9 +71,9 @@ class Placer:
         if name == "round-robin":
             self._rule = _RoundRobin(book)
         elif name == "least-loaded":
-            self._rule = _Least(book, lambda view: float(view.pending))
+            self._rule = _Least(book, _pending)
         elif name == "freeness":
-            self._rule = _Least(book, lambda view: -freeness(book.refresh(view), headroom_blocks=headroom_blocks))
+            self._rule = _Least(book, _Fullness(book, headroom_blocks).of)
         elif name == "prefix-aware":
             self._rule = self.prefixes = PrefixAware(book, span=span, copying=copying)
         elif name == "best-fit":
@@ -134,6 +135,21 @@ class Placer:
         self.book.ended(request)
 
 
+def _pending(view: WorkerView) -> float:
+    return float(view.pending)
+
+
+class _Fullness:
+    """Freeness, negated: the least is best. Not a closure, so that a copy of a placer looks at its own book."""
+
+    def __init__(self, book: Book, headroom_blocks: int) -> None:
+        self._book = book
+        self._headroom_blocks = headroom_blocks
+
+    def of(self, view: WorkerView) -> float:
+        return -freeness(self._book.refresh(view), headroom_blocks=self._headroom_blocks)
+
+
 class _RoundRobin:
     """The worker whose last turn is longest ago."""
 
@@ -177,7 +193,7 @@ class _SoonestFirstToken:
     def __init__(self, book: Book, report: Callable[[str], WorkerLoad] | None) -> None:
         self._book = book
         self._report = report
-        self._ranking = Ranking(lambda view: float(view.pending))
+        self._ranking = Ranking(_pending)
         book.listen(changed=self._ranking.touch, left=self._ranking.leave)
 
     def choose(self, ask: Ask, accept: Accept) -> str | None:

@@ -42,6 +42,10 @@ class PrefixChoice(NamedTuple):
     first_token_s: float  # predicted, from now
 
 
+def _pending(view: WorkerView) -> float:
+    return float(view.pending)
+
+
 class PrefixAware:
     """`span`: tokens to a name of a prefix. `copying` None: workers cannot copy from each other."""
 
@@ -50,7 +54,7 @@ class PrefixAware:
         self._span = span
         self._copying = copying
         self._map = PrefixMap()
-        self._queues = Ranking(lambda view: float(view.pending))
+        self._queues = Ranking(_pending)
         book.listen(changed=self._changed, left=self._left)
 
     def _changed(self, view: WorkerView) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from math import inf
 
 import msgspec
@@ -208,6 +209,35 @@ def test_equals_are_ordered_by_the_seed(rule: str) -> None:
     assert run([0, 1, 2, 3], 1) == run([0, 1, 2, 3], 1)
 
 
+@pytest.mark.parametrize("rule", PLACEMENTS)
+def test_a_copy_goes_its_own_way(rule: str) -> None:
+    """What a copy of a placer is told changes nothing for the original: simulations fork."""
+    used = _Used()
+    placer = Placer(rule, used_blocks=used.blocks)
+    for i in range(3):
+        placer.join(f"w{i}", SPEC)
+    put(placer, ask("a", 300, prefix=2))
+    copied, used_there = copy.deepcopy((placer, used))
+    rest = [ask(f"r{i}", 300 + i, prefix=i % 3) for i in range(9)]
+    alone = [put(copy.deepcopy(placer), rest[0])]
+    for i in range(3):
+        used_there.used[f"w{i}"] = 900 - i
+    for one in rest:
+        put(copied, one)
+    copied.drain("w0")
+    assert [put(placer, rest[0])] == alone
+    assert not placer.book.views["w0"].draining
+    assert placer.book.home("r5") is None
+
+
+class _Used:
+    def __init__(self) -> None:
+        self.used: dict[str, int] = {}
+
+    def blocks(self, worker: str) -> int:
+        return self.used.get(worker, 0)
+
+
 def test_an_unknown_rule_is_refused_with_those_there_are() -> None:
     """The message names every placement."""
     with pytest.raises(ValueError, match=r"'best' is not known; there are round-robin, least-loaded, .* freeness"):
@@ -265,7 +295,8 @@ def test_draining_workers_get_nothing_and_the_book_balances(rule: str, ops: list
                 placer.submitted(one, chosen)
                 assert placer.book.home(one.id) == chosen
         elif what in ("start", "first", "end"):
-            placer.heard([{"start": scheduled, "first": first_token, "end": finished}[what](name)])
+            event = scheduled(name) if what == "start" else first_token(name) if what == "first" else finished(name)
+            placer.heard([event])
         elif what == "die":
             placer.leave(worker)
             alive.discard(worker)
