@@ -23,6 +23,7 @@ COMMANDS = {
     "keys": "Create, list, rotate and revoke API keys.",
     "usage": "Sum up who used how many tokens.",
     "trace": "Print the way of a request through all actors.",
+    "profile": "Measure a worker, and write its device model for simulations.",
 }
 
 
