@@ -1,0 +1,1 @@
+"""Small workloads in whole steps, on the real scheduler: schedules that can be checked by hand, and drawn."""
