@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BadTenants", "BadTrace", "LawBroken", "SimulatorError"]
+__all__ = ["BadDevice", "BadSynthetic", "BadTenants", "BadTrace", "BadWindow", "LawBroken", "SimulatorError"]
 
 
 class SimulatorError(Exception):
@@ -22,6 +22,18 @@ class BadTrace(SimulatorError):
 
 class BadTenants(SimulatorError):
     """A file of tenants, or a mix of them, is wrong."""
+
+
+class BadSynthetic(SimulatorError):
+    """A synthetic workload has an unknown key or an impossible value."""
+
+
+class BadWindow(SimulatorError):
+    """A window, a factor or a split that leaves no workload."""
+
+
+class BadDevice(SimulatorError):
+    """A device of no such name, or a file of one with a missing or unknown key or an impossible value."""
 
 
 class LawBroken(SimulatorError):
