@@ -25,14 +25,14 @@ from policies.errors import InvariantBroken, OutOfBlocks
 __all__ = ["BlockPool"]
 
 
-def _nothing(block: int) -> None:
+def _nothing(blocks: list[int]) -> None:
     """Nobody to tell."""
 
 
 class BlockPool:
     """Blocks 0 … size - 1.
 
-    `on_reuse(block)` is called when a kept block is handed out again, so that the index forgets it.
+    `on_reuse(blocks)` is called when kept blocks are handed out again, so that the index forgets them.
     """
 
     __slots__ = (
@@ -49,7 +49,7 @@ class BlockPool:
         "size",
     )
 
-    def __init__(self, size: int, *, on_reuse: Callable[[int], None] = _nothing) -> None:
+    def __init__(self, size: int, *, on_reuse: Callable[[list[int]], None] = _nothing) -> None:
         self.size = size
         self.refs = [0] * size
         self.kept = bytearray(size)  # 1: an index knows the content
@@ -86,10 +86,12 @@ class BlockPool:
         for _ in range(count):
             taken.append(block)
             refs[block] = 1
-            if kept[block]:
-                kept[block] = 0
-                self._on_reuse(block)
             block = following[block]
+        reused = [block for block in taken if kept[block]]
+        if reused:
+            for known in reused:
+                kept[known] = 0
+            self._on_reuse(reused)
         following[sentinel] = block
         self._previous[block] = sentinel
         self.free -= count
@@ -112,41 +114,56 @@ class BlockPool:
 
         Earlier blocks are reused earlier, so a request gives its tail first: a prefix outlives what follows it.
         """
-        refs, free_now = self.refs, fence <= self.acknowledged
+        refs, given = self.refs, []
         for block in blocks:
             count = refs[block] - 1
             if count < 0:
                 raise InvariantBroken(f"block {block} is released, but nobody holds it")
             refs[block] = count
-            if count:
-                continue
-            if free_now:
-                self._link(block)
-            else:
-                self._fences[block] = fence
-                self._parked.setdefault(fence, []).append(block)
-                self.fenced += 1
+            if not count:
+                given.append(block)
+        if fence <= self.acknowledged:
+            self._link(given)
+            return
+        fences = self._fences
+        for block in given:
+            fences[block] = fence
+        self._parked.setdefault(fence, []).extend(given)
+        self.fenced += len(given)
 
     def acknowledge(self, step: int) -> None:
         """Step `step` is done, and so is every earlier one: what was parked behind it is free."""
-        for number in range(self.acknowledged + 1, step + 1):
+        fences = self._fences
+        for number in range(self.acknowledged + 1, step + 1) if self._parked else ():
+            lifted = []
             for block in self._parked.pop(number, ()):
-                if self._fences[block] == number:  # else it was shared again meanwhile
-                    self._fences[block] = 0
-                    self.fenced -= 1
-                    self._link(block)
+                if fences[block] == number:  # else it was shared again meanwhile
+                    fences[block] = 0
+                    lifted.append(block)
+            self.fenced -= len(lifted)
+            self._link(lifted)
         self.acknowledged = max(self.acknowledged, step)
 
-    def _link(self, block: int) -> None:
-        """To the tail if its content may be asked for again, else to the head."""
-        following, previous, sentinel = self._next, self._previous, self.size
-        before = previous[sentinel] if self.kept[block] else sentinel
-        after = following[before]
-        following[before] = block
-        previous[block] = before
-        following[block] = after
-        previous[after] = block
-        self.free += 1
+    def _link(self, blocks: list[int]) -> None:
+        """To the tail, in this order, what may be asked for again; the rest to the head, the last of it first."""
+        following, previous, kept, sentinel = self._next, self._previous, self.kept, self.size
+        tail = previous[sentinel]
+        for block in blocks:
+            if kept[block]:
+                following[tail] = block
+                previous[block] = tail
+                tail = block
+        following[tail] = sentinel
+        previous[sentinel] = tail
+        head = following[sentinel]
+        for block in blocks:
+            if not kept[block]:
+                previous[head] = block
+                following[block] = head
+                head = block
+        following[sentinel] = head
+        previous[head] = sentinel
+        self.free += len(blocks)
 
     def _unlink(self, block: int) -> None:
         before, after = self._previous[block], self._next[block]

@@ -101,10 +101,9 @@ class KvMemory:
         full = row.computed // BLOCK_SIZE
         if full > len(row.chain):
             self._names(row, full)
-        kept, put, chain, blocks = self.device.kept, self.index.put, row.chain, row.blocks
-        for i in range(row.registered, full):
-            if put(chain[i], blocks[i]):
-                kept[blocks[i]] = 1
+        kept, first = self.device.kept, row.registered
+        for block in self.index.put(row.chain[first:full], row.blocks[first:full]):
+            kept[block] = 1
         row.registered = full
 
     def release(self, row: Row) -> None:

@@ -11,6 +11,7 @@ A block enters only once its tokens are computed and acknowledged, and leaves wh
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from policies.errors import InvariantBroken
@@ -47,19 +48,23 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def put(self, name: bytes, block: int) -> bool:
-        """Register a block whose content is final. False, and nothing done, if another block has that content."""
-        if self._blocks.setdefault(name, block) != block:
-            return False
-        self._names[block] = name
-        return True
+    def put(self, names: Iterable[bytes], blocks: Iterable[int]) -> list[int]:
+        """Register blocks whose content is final; returns them without those whose content another block has."""
+        setdefault, named, taken = self._blocks.setdefault, self._names, []
+        for name, block in zip(names, blocks, strict=False):
+            if setdefault(name, block) == block:
+                named[block] = name
+                taken.append(block)
+        return taken
 
-    def forget(self, block: int) -> None:
-        """The block is handed out again, so its content is about to go."""
-        name = self._names[block]
-        if name is not None:
-            self._names[block] = None
-            del self._blocks[name]
+    def forget(self, blocks: Iterable[int]) -> None:
+        """These blocks are handed out again, so their content is about to go."""
+        named, known = self._names, self._blocks
+        for block in blocks:
+            name = named[block]
+            if name is not None:
+                named[block] = None
+                del known[name]
 
     def match(self, chain: list[bytes], limit: int) -> list[int]:
         """The resident blocks of the longest known prefix, at most `limit`."""

@@ -23,20 +23,23 @@ class SingleFlight:
 
     def __init__(self, least_tokens: int) -> None:
         self._least = max(1, least_tokens // BLOCK_SIZE)
-        self._leaders: dict[bytes, tuple[Row, int]] = {}
+        self._leaders: dict[bytes, Row] = {}  # by the name of each block that they compute
         self._look_at = _FEW_NAMES
 
     def leads(self, row: Row, start: Start) -> None:
         """A row started: it computes what it did not hit."""
         if len(self._leaders) >= self._look_at:
-            # Each entry keeps its row alive with all its tokens: let go of those that are over, at a constant cost a
+            # Each entry keeps its row alive with all its tokens: let go of those without a slot, at a constant cost a
             # name.
-            self._leaders = {name: entry for name, entry in self._leaders.items() if _computing(*entry)}
+            self._leaders = {name: leader for name, leader in self._leaders.items() if leader.slot >= 0}
             self._look_at = max(_FEW_NAMES, 2 * len(self._leaders))
-        for i in range(start.computed // BLOCK_SIZE, (len(row.tokens) - 1) // BLOCK_SIZE):
-            name = row.chain[i]
-            if (entry := self._leaders.get(name)) is None or not _computing(*entry):
-                self._leaders[name] = (row, i)
+        first = start.computed // BLOCK_SIZE
+        names = row.chain[first : (len(row.tokens) - 1) // BLOCK_SIZE]
+        if names and names[0] in self._leaders:
+            leaders = self._leaders
+            names = [n for i, n in enumerate(names, first) if n not in leaders or not _computing(leaders[n], i)]
+        # Names are chained: where nobody leads the first, nobody leads those behind it.
+        self._leaders.update(dict.fromkeys(names, row))
 
     def wait(self, row: Row, start: Start) -> bool:
         """Whether a waiting row gains enough by letting another compute the blocks that it misses."""
@@ -45,11 +48,11 @@ class SingleFlight:
         chain = row.chain
         if last >= (len(row.tokens) - 1) // BLOCK_SIZE:
             return False
-        return self._leads(chain[first], row) and self._leads(chain[last], row)
+        return self._leads(chain[first], first, row) and self._leads(chain[last], last, row)
 
-    def _leads(self, name: bytes, row: Row) -> bool:
-        entry = self._leaders.get(name)
-        return entry is not None and entry[0].tier <= row.tier and _computing(*entry)
+    def _leads(self, name: bytes, block: int, row: Row) -> bool:
+        leader = self._leaders.get(name)
+        return leader is not None and leader.tier <= row.tier and _computing(leader, block)
 
 
 def _computing(row: Row, block: int) -> bool:

@@ -76,7 +76,7 @@ def test_a_parked_block_that_is_shared_again_stays_held() -> None:
 def test_kept_blocks_are_reused_last_and_the_tail_of_a_request_first() -> None:
     """Reuse goes: never kept, then the longest free, and within a request from its end."""
     forgotten: list[int] = []
-    pool = BlockPool(6, on_reuse=forgotten.append)
+    pool = BlockPool(6, on_reuse=forgotten.extend)
     first, second, plain = pool.take(2), pool.take(2), pool.take(2)
     for block in (*first, *second):
         pool.kept[block] = 1
