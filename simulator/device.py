@@ -73,19 +73,13 @@ class SimulatedDevice:
         slots = step.slots
         moved = (len(step.swap_out) + len(step.swap_in)) * self._block_bytes
         seconds = moved / self._swap_bytes_per_s if moved else 0.0
-        if sum(step.counts) == len(slots) and not step.new:
-            context, absent = self._decode(slots)
-            tokens, attended = len(slots), 0.0
-            done_slots = slots
-        else:
-            tokens, attended, context, absent = self._mixed(slots, step.counts)
-            done_slots = slots
+        tokens, attended, context, special = self._give(slots, step.counts)
         if slots:
             computing = self.seconds(tokens, attended, context, len(slots))
             if self.noise:
                 computing *= self.noise.factor(self.random)
             seconds = max(computing, seconds)
-        done = self._done(step.number, done_slots, absent, seconds)
+        done = self._done(step.number, slots, special, seconds)
         begun = max(now, self.busy_until_s)
         self.busy_until_s = begun + seconds
         launched = Launched(done, begun, self.busy_until_s)
@@ -105,43 +99,45 @@ class SimulatedDevice:
         self.end[slot] = prompt_tokens + min(arrival.output_tokens, arrival.max_tokens) - 1
         self._limited[slot] = arrival.output_tokens >= arrival.max_tokens
 
-    def _decode(self, slots: list[int]) -> tuple[int, list[int]]:
-        """Their context and, of them, those that end or have ended: where they stand in the step."""
-        position, end, context, over = self.position, self.end, 0, []
-        for i, slot in enumerate(slots):
+    def _give(self, slots: list[int], counts: list[int]) -> tuple[int, float, int, list[int]]:
+        """Tokens, attended and context, as they count for the time; and which rows, by their place in the step, sample
+        nothing or their last output."""
+        position, end, known = self.position, self.end, self._known
+        tokens, attended, context, special = sum(counts), 0.0, 0, []
+        chunks = len(slots)
+        while chunks and counts[chunks - 1] > 1:
+            chunks -= 1
+        if tokens - sum(counts[chunks:]) > chunks:
+            chunks = 0  # some stand between rows that decode
+        for i, slot in enumerate(slots[:chunks] if chunks < len(slots) else slots):
             position[slot] = at = position[slot] + 1
             context += at
-            if at >= end[slot] or at < self._known[slot]:
-                over.append(i)
-        return context, over
-
-    def _mixed(self, slots: list[int], counts: list[int]) -> tuple[int, float, int, list[int]]:
-        position, end, known, over = self.position, self.end, self._known, []
-        tokens, attended, context = 0, 0.0, 0
-        for i, slot in enumerate(slots):
-            count, start = counts[i], position[slot]
+            if at >= end[slot] or at < known[slot]:
+                special.append(i)
+        for i in range(chunks, len(slots)):
+            count, slot = counts[i], slots[i]
+            start = position[slot]
             position[slot] = at = start + count
-            tokens += count
             if count > 1:
                 attended += count * (start + count / 2)
             else:
                 context += at
             if at >= end[slot] or at < known[slot]:
-                over.append(i)
-        return tokens, attended, context, over
+                special.append(i)
+        return tokens, attended, context, special
 
     def _done(self, number: int, slots: list[int], special: list[int], seconds: float) -> StepDone:
-        """`special`: the rows that sample nothing, or their last output."""
-        finished = [0] * len(slots)
-        if special:
-            absent = set()
-            for i in special:
-                slot = slots[i]
-                if self.position[slot] == self.end[slot] and self.position[slot] >= self._known[slot]:
-                    finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
-                else:
-                    absent.add(i)
-            if absent:
-                slots = [slot for i, slot in enumerate(slots) if i not in absent]
-                finished = [finish for i, finish in enumerate(finished) if i not in absent]
+        """The result of a step. `special` are those of `_give`."""
+        position, finished = self.position, [0] * len(slots)
+        absent = []
+        for i in special:
+            slot = slots[i]
+            if position[slot] == self.end[slot] and position[slot] >= self._known[slot]:
+                finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
+            else:
+                absent.append(i)
+        if absent:
+            slots = slots[:]
+            for i in reversed(absent):
+                del slots[i], finished[i]
         return StepDone(number, slots, [0] * len(slots), finished, seconds)
