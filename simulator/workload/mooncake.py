@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ __all__ = ["read_mooncake", "spread_over_ticks"]
 _NEEDED = ("timestamp", "input_length", "output_length")
 #: A grid of stamps coarser than this is a recorder's tick; finer ones are clock readings that happened to be equal.
 _LEAST_TICK_S = 0.1
+_TOLERANCE = 0.01
 _LOOKED_AT = 64  # distinct stamps, from which the tick is found
 
 
@@ -84,21 +85,31 @@ def _row(line: int, entry: dict[str, object]) -> Row:
 def spread_over_ticks(rows: Iterator[Row], *, seed: int) -> Iterator[Row]:
     """Moves every arrival to a uniformly drawn instant of its tick, [stamp, stamp + tick); order of file is kept as is.
 
-    The tick is the greatest common divisor of the first 64 distinct stamps, whole milliseconds. Without repeated
-    stamps among those, or where it is below 0.1 s, there is no tick and nothing moves. The instant of a row
-    depends on the seed and its place in the file alone.
+    There is a tick if stamps repeat among the first 64 distinct ones and nine of ten gaps between these are multiples
+    of their median, of 0.1 s or more, but for a hundredth: published ticks are off by a millisecond or two. Otherwise
+    nothing moves. The instant of a row depends on the seed and its place in the file alone.
     """
     head: list[Row] = []
-    stamps: set[int] = set()
+    stamps: list[float] = []
     for row in rows:
         head.append(row)
-        stamps.add(round(row.at_s * 1e3))
-        if len(stamps) > _LOOKED_AT:
-            break
-    tick_s = math.gcd(*stamps) / 1e3
-    if len(stamps) == len(head) or tick_s < _LEAST_TICK_S:
+        if not stamps or row.at_s > stamps[-1]:
+            stamps.append(row.at_s)
+            if len(stamps) > _LOOKED_AT:
+                break
+    tick_s = 0.0 if len(stamps) == len(head) else _tick_s([after - before for before, after in pairwise(stamps)])
+    if not tick_s:
         yield from chain(head, rows)
         return
     draw = random.Random(f"ticks {seed}").random
     for row in chain(head, rows):
         yield row._replace(at_s=row.at_s + tick_s * draw())
+
+
+def _tick_s(gaps: list[float]) -> float:
+    """0: there is none."""
+    if not gaps:
+        return 0.0
+    tick_s = sorted(gaps)[len(gaps) // 2]
+    on_grid = sum(abs(gap - tick_s * round(gap / tick_s)) <= tick_s * _TOLERANCE for gap in gaps)
+    return tick_s if tick_s >= _LEAST_TICK_S and on_grid >= 0.9 * len(gaps) else 0.0
