@@ -91,7 +91,7 @@ class KvMemory:
 
     def grow(self, row: Row) -> int:
         """One more block for a row."""
-        block = self.device.take(1)[0]
+        block = self.device.take_one()
         row.blocks.append(block)
         row.room += BLOCK_SIZE
         return block
@@ -102,9 +102,13 @@ class KvMemory:
         if full > len(row.chain):
             self._names(row, full)
         kept, first = self.device.kept, row.registered
+        row.registered = full
+        if full == first + 1:
+            if self.index.put_one(row.chain[first], row.blocks[first]):
+                kept[row.blocks[first]] = 1
+            return
         for block in self.index.put(row.chain[first:full], row.blocks[first:full]):
             kept[block] = 1
-        row.registered = full
 
     def release(self, row: Row) -> None:
         """Give up a row's device blocks, tail first."""

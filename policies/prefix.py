@@ -57,6 +57,13 @@ class PrefixIndex:
                 taken.append(block)
         return taken
 
+    def put_one(self, name: bytes, block: int) -> bool:
+        """As `put`, of one: whether no other block has that content."""
+        if self._blocks.setdefault(name, block) != block:
+            return False
+        self._names[block] = name
+        return True
+
     def forget(self, blocks: Iterable[int]) -> None:
         """These blocks are handed out again, so their content is about to go."""
         named, known = self._names, self._blocks

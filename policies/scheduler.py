@@ -198,7 +198,7 @@ class Scheduler:
         finished = done.finished
         if done.slots != slots:
             tokens, finished = flight.align(done)
-        register = self._kv.register
+        register, block = self._kv.register, BLOCK_SIZE
         for row, token, finish in zip(flight.rows[:decodes], tokens, finished, strict=False):
             if row.stale or token is None:
                 self._settle(row, 1, token, finish, True, now)
@@ -206,7 +206,7 @@ class Scheduler:
             row.in_flight -= 1
             row.computed = computed = row.computed + 1
             row.tokens.append(token)
-            if not computed % BLOCK_SIZE and row.blocks:
+            if not computed % block and row.blocks:
                 register(row)
             if finish or not (row.left or row.in_flight):
                 self._end(row, Finish(finish or Finish.length), now)
