@@ -4,29 +4,39 @@ In this order:
 
 1. Who gives way (`policies.pressure`): a waiting row of a higher class takes the room of lower ones; decoding rows that
    need a block get one, if need be from the last in standing. A step that preempts starts nobody.
-2. One token of every decoding row that has room.
-3. Partial prompts and waiting rows, the better ranked first, share what is left of the tokens and of the time.
+2. One token of every decoding row that has room and takes part (`policies.turns`).
+3. Partial prompts and waiting rows share what is left of the tokens and of the time, as `policies.batching` says, in
+   the order of `policies.order`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from math import inf
+from enum import Enum, auto
 
-from policies.chunks import StepTime, largest_chunk, tightest_pace_s
+from policies.batching import batching
+from policies.chunks import StepTime
 from policies.config import SchedulerConfig
 from policies.draft import Draft
 from policies.events import Event
 from policies.kv import KvMemory
-from policies.order import WaitingQueue, rank
+from policies.order import WaitingQueue
 from policies.pressure import Pressure
 from policies.reports import scheduled
 from policies.rows import Flight, Row
 from policies.running import Running
 from policies.single_flight import SingleFlight
+from policies.turns import FlexYields, best_ranked
 from policies.vocabulary import NewRow, WorkerSpec, pack_tokens
 
 __all__ = ["Planner"]
+
+
+class _Start(Enum):
+    started = auto()
+    passed = auto()  # set aside: look behind it
+    full = auto()  # the step has no room for it
+    blocked = auto()  # no slot or blocks: it and everyone behind it must wait
 
 
 class Planner:
@@ -43,8 +53,9 @@ class Planner:
         waiting: WaitingQueue,
         events: list[Event],
     ) -> None:
-        self._budget = spec.tokens_per_step
         self._config = config
+        self._batching = batching(config, spec, step_time, slots=running.size)
+        self._flex = FlexYields(step_time) if config.flex_yields else None
         self._step_time = step_time
         self._kv = kv
         self._running = running
@@ -53,39 +64,70 @@ class Planner:
         self._pressure = Pressure(spec, config, step_time, kv=kv, running=running, waiting=waiting, events=events)
         self._single_flight = SingleFlight(config.single_flight_tokens)
 
+    def wake_at(self) -> float:
+        """The instant from which a step may be planned although nothing happened since none could be; inf: never."""
+        return min(self._batching.wake_at(self._running, self._waiting), self._waiting.hopeless_at())
+
     def plan(self, number: int, now: float, *, alone: bool) -> Flight | None:
         """Step `number`; None if there is nothing that a worker should do now. `alone`: no other step is in flight."""
         draft = self._fill(number, now)
         if alone and draft.empty and draft.preempted:
             # Everything that could run gave way at once, without a copy to make: no step was there to wait for.
-            draft = Draft(number, self._budget)
+            draft = Draft(number, self._batching.tokens)
             self._prefill(draft, now)
         if draft.empty:
             return None
         drops, self._running.drops = self._running.drops, []
         for row in draft.rows:
             row.touched = number
+        if self._waiting.preemptive:
+            seconds = self._step_time.predict(draft.tokens, draft.attended, draft.context, len(draft.rows))
+            self._waiting.ran(draft.rows, seconds, now)
         return draft.seal(drops)
 
     def _fill(self, number: int, now: float) -> Draft:
-        draft = Draft(number, self._budget)
+        draft = Draft(number, self._batching.tokens)
         every = self._config.force_preempt_every
         if every and number % every == 0:
             self._pressure.force(draft, now)
         if len(self._waiting) and self._config.preempt_for_tier:
             self._pressure.make_way(draft, now)
-        self._decode(draft, self._pressure.grow(draft, now))
+        rows = self._pressure.grow(draft, now)
+        taking = self._taking_part(rows, now) if self._flex is not None or self._waiting.preemptive else rows
+        self._decode(draft, taking)
         if draft.budget > 0 and (self._running.prefilling or len(self._waiting)):
             self._prefill(draft, now)
+        if taking is not rows and not draft.rows:
+            self._decode(draft, rows[: self._batching.size])  # who they sat out for cannot run
         return draft
 
     # Decode
+
+    def _taking_part(self, rows: list[Row], now: float) -> list[Row]:
+        """Which of these decoding rows are in the step."""
+        if self._waiting.preemptive:
+            rows = best_ranked(
+                rows,
+                size=self._batching.size,
+                running=self._running,
+                waiting=self._waiting,
+                kv=self._kv,
+                reserve=self._pressure.reserve,
+                now=now,
+            )
+        if self._flex is not None and rows:
+            rows = self._flex.choose(rows, self._context(rows), now)
+        return rows
+
+    def _context(self, rows: list[Row]) -> int:
+        running = self._running
+        return running.context if len(rows) == len(running.decoding) else sum(row.position for row in rows)
 
     def _decode(self, draft: Draft, rows: list[Row]) -> None:
         running = self._running
         if not rows:
             return
-        draft.add_decodes(rows[:], running.context)
+        draft.add_decodes(rows[:], self._context(rows))
         last = []
         for row in rows:
             row.in_flight += 1
@@ -99,41 +141,50 @@ class Planner:
     # Prefill and start
 
     def _prefill(self, draft: Draft, now: float) -> None:
-        """Partial prompts and waiting rows, in one order, until tokens, time, slots or blocks are used up."""
-        running, waiting = self._running, self._waiting
-        limit_s = self._limit_s(now)
-        may_start = len(waiting) > 0 and not draft.preempted and running.free_slots > 0
-        if may_start:
+        """Partial prompts and waiting rows, until tokens, time, places, slots or blocks are used up."""
+        running, waiting, batch = self._running, self._waiting, self._batching
+        places = batch.begin(running, waiting, now)
+        if draft.preempted or not running.free_slots:
+            places = 0
+        if places and len(waiting):
             waiting.settle(running.decoding)
-        partial = deque(sorted(running.prefilling, key=lambda row: rank(row, now)))
-        while draft.budget > 0:
-            head = waiting.head(now) if may_start else None
-            if head is not None and (not partial or head[1] < rank(partial[0], now)):
-                may_start = self._start(draft, head[0], limit_s, now)
+        partial = deque(sorted(running.prefilling, key=lambda row: waiting.rank(row, now)))
+        in_turn = not batch.partial_first or waiting.preemptive
+        more = False
+        while draft.budget > 0 and len(draft.rows) < batch.size:
+            head = waiting.head(now) if len(draft.new) < places and (in_turn or not partial) else None
+            if head is not None and (not partial or head[1] < waiting.rank(partial[0], now)):
+                outcome = self._start(draft, head[0], now)
+                more = more or outcome in (_Start.passed, _Start.full)
+                if outcome in (_Start.full, _Start.blocked):
+                    places = 0
             elif partial:
                 row = partial.popleft()
-                if count := self._chunk(draft, row.position, row.behind, limit_s):
+                if count := batch.chunk(draft, row.position, row.behind):
                     self._give(draft, row, count)
             else:
                 break
+        else:
+            more = True
         waiting.restore(now)
+        batch.end(len(draft.new), more=more)
 
-    def _start(self, draft: Draft, row: Row, limit_s: float, now: float) -> bool:
-        """Start the head of the queue. False if it must wait, and with it everyone behind it: nobody slips by."""
+    def _start(self, draft: Draft, row: Row, now: float) -> _Start:
+        """Start the head of the queue. Nobody behind it slips by, unless it is set aside."""
         running, kv = self._running, self._kv
         if row.in_flight or not running.free_slots or not self._pressure.may_reserve(row):
-            return False
+            return _Start.blocked
         if draft.new and draft.new_tokens + len(row.tokens) > self._config.new_tokens_per_step:
-            return False
+            return _Start.full
         start = kv.look(row)
         if self._single_flight.wait(row, start):
             self._waiting.set_aside(row)
-            return True
+            return _Start.passed
         if start.cost + self._pressure.reserve() > kv.device.free:
-            return False
-        count = self._chunk(draft, start.computed, len(row.tokens) - start.computed, limit_s)
+            return _Start.blocked
+        count = self._batching.chunk(draft, start.computed, len(row.tokens) - start.computed)
         if not count:
-            return False
+            return _Start.full
         draft.swap_in += kv.start(row, start, draft.number)
         self._waiting.started(row)
         running.enter(row)
@@ -146,24 +197,7 @@ class Planner:
             row.cached_tokens = start.computed
             self._events.append(scheduled(row, draft.number))
         self._give(draft, row, count)
-        return True
-
-    def _chunk(self, draft: Draft, position: int, behind: int, limit_s: float) -> int:
-        """How many of the `behind` tokens from `position` on this step takes."""
-        most = min(behind, draft.budget)
-        if limit_s == inf:
-            return most
-        return largest_chunk(
-            self._step_time,
-            limit_s=limit_s,
-            tokens=draft.tokens,
-            attended=draft.attended,
-            context=draft.context,
-            rows=len(draft.rows),
-            position=position,
-            most=most,
-            least=max(0, self._config.min_chunk - draft.tokens + draft.decodes),
-        )
+        return _Start.started
 
     def _give(self, draft: Draft, row: Row, count: int) -> None:
         """Put `count` tokens of a prefilling row into the step."""
@@ -173,12 +207,6 @@ class Planner:
         if samples:
             row.left -= 1
             self._running.prefilled(row)
-
-    def _limit_s(self, now: float) -> float:
-        """The longest step that keeps the pace of every running row: inf if any length does."""
-        if self._config.batching != "time-budgeted":
-            return inf
-        return tightest_pace_s(self._running.decoding, self._step_time, now)
 
 
 def _new_row(row: Row) -> NewRow:

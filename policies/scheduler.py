@@ -20,7 +20,7 @@ from policies.errors import StepRefused, Unservable, WorkerMismatch
 from policies.events import Event
 from policies.integrity import check_integrity
 from policies.kv import KvMemory, NameBlocks, hash_names
-from policies.order import WaitingQueue
+from policies.order import waiting_queue
 from policies.planner import Planner
 from policies.rows import Flight, Place, Row
 from policies.running import Running, worst_case
@@ -83,7 +83,12 @@ class Scheduler:
         self._kv = KvMemory(spec.blocks, spec.host_blocks, names=self._names)
         slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
         self._running = Running(slots, max_preemptions=config.max_preemptions)
-        self._waiting = WaitingQueue(patience_s=config.patience_s, patience_share=config.patience_share)
+        self._waiting = waiting_queue(
+            config,
+            self._step_time,
+            tokens_per_step=spec.tokens_per_step,
+            resident=lambda row: self._kv.look(row).computed,
+        )
         self._planner = Planner(
             spec,
             config,
@@ -157,12 +162,21 @@ class Scheduler:
         """The next step; None if there is nothing to do, or enough steps are in flight."""
         if len(self._flights) >= self.config.steps_in_flight:
             return None
+        if self.config.shed_hopeless:
+            for row in self._waiting.hopeless(now):
+                self._end(row, Finish.error, now)
         flight = self._planner.plan(self._planned + 1, now, alone=not self._flights)
         if flight is None:
             return None
         self._planned += 1
         self._flights.append(flight)
         return flight.step
+
+    def wake_at(self, now: float) -> float:
+        """When to `plan` again, after it gave nothing, if nothing else happens until then: an instant, not before
+        `now`; inf if time alone changes nothing. A batch may be waiting for company, or a request for a deadline that
+        it will miss (`shed_hopeless`)."""
+        return max(now, self._planner.wake_at())
 
     def complete(self, done: StepDone, now: float) -> list[Event]:
         """Take the result of a step; returns the events since the last time.

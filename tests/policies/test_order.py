@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
 
-from harness import make_request
+from harness import FixedStepTime, make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.fair import OUTPUT_COST, PROMPT_COST
-from policies.order import WaitingQueue
+from policies.order import DeviceCost
+from policies.order.contract import ContractQueue
 from policies.rows import Row
+
+COST = DeviceCost(FixedStepTime(), tokens_per_step=64)
 
 
 class Queue:
     """A waiting queue, with rows made to order."""
 
     def __init__(self, *, patience_s: float = 1e9, patience_share: int = 8) -> None:
-        self.queue = WaitingQueue(patience_s=patience_s, patience_share=patience_share)
+        self.queue = ContractQueue(COST, patience_s=patience_s, patience_share=patience_share)
         self.serial = 0
 
     def add(
@@ -187,16 +190,16 @@ def test_outputs_are_charged_while_they_come() -> None:
     assert running.generated == 0
     running.tokens.extend([1] * 20)
     for _ in range(20):
-        q.add("a", tenant="a")
-        q.add("b", tenant="b")
+        q.add("a", tenant="a", prompt=64)
+        q.add("b", tenant="b", prompt=64)
     q.queue.settle([running])
-    behind = int((OUTPUT_COST * 20 + PROMPT_COST * 4) / (PROMPT_COST * 4))
-    assert [q.start() for _ in range(behind)] == ["a"] * behind
+    behind = ceil((COST.outputs_s(20, 24, 1) + COST.prompt_s(4, 0)) / COST.prompt_s(64, 0))
+    assert [q.start() for _ in range(behind + 1)] == ["a"] * behind + ["b"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=30, max_size=120), st.data())
 def test_the_bound_of_vtc_holds(arrivals: list[tuple[str, int]], data: st.DataObject) -> None:
-    """Service of two tenants that both wait all the time differs by at most twice the largest single charge."""
+    """Device-seconds of two tenants that both wait all the time differ by at most twice the most of one request."""
     q = Queue()
     waiting: Counter[str] = Counter()
     served = dict.fromkeys("abc", 0.0)
@@ -208,10 +211,11 @@ def test_the_bound_of_vtc_holds(arrivals: list[tuple[str, int]], data: st.DataOb
         assert head is not None
         row = head[0]
         q.queue.started(row)
-        cost = PROMPT_COST * len(row.tokens)
+        cost = COST.prompt_s(len(row.tokens), 0)
         outputs = data.draw(st.integers(0, 12))
         row.tokens.extend([1] * outputs)
         q.queue.charge(row)
-        served[row.request.tenant] += cost + OUTPUT_COST * outputs
+        served[row.request.tenant] += cost + COST.outputs_s(outputs, len(row.tokens), 1)
         waiting[row.request.tenant] -= 1
-        assert max(served.values()) - min(served.values()) <= 2 * (50 * PROMPT_COST + 12 * OUTPUT_COST)
+        bound_s = 2 * (COST.prompt_s(50, 0) + COST.outputs_s(12, 62, 1))
+        assert max(served.values()) - min(served.values()) <= bound_s + 1e-9
