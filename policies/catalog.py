@@ -26,6 +26,8 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     admission: Policy = Policy()
     placement: Placement = "best-fit"
     roles: Literal["mixed", "disaggregated"] = "mixed"
+    prefill_workers: int = 0  # disaggregated: of the workers, so many prefill; 0: half, the odd one decodes
+    migration: bool = False  # requests move between workers while they run
 
 
 _OPEN = Policy(kind="none")
@@ -151,6 +153,14 @@ _SETS = (
         scheduler=_CHUNKED,
         admission=Policy(kind="mooncake"),
         placement="prefix-aware",
+    ),
+    PolicySet(
+        name="llumnix",
+        about="to the worker with the most free memory for each request, and live migration between them (Llumnix)",
+        scheduler=_CHUNKED,
+        admission=_OPEN,
+        placement="freeness",
+        migration=True,
     ),
     PolicySet(
         name="disaggregated",
