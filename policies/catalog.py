@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from policies.config import SchedulerConfig
 from policies.admission.verdict import Policy
+from policies.config import SchedulerConfig
 
 __all__ = ["CATALOG", "DEFAULT", "Placement", "PolicySet", "policy_set"]
 
