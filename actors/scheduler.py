@@ -215,6 +215,15 @@ class SchedulerActor(Actor):
         """Keep the pipeline full, and hear what planning did."""
         link.pump(now)
         self._apply(link.core.take_events(), now)
+        due_in_s = link.due_in_s(now)
+        if due_in_s is not None:
+            asyncio.get_running_loop().call_later(due_in_s, lambda: self.spawn(self._woken(link)))
+
+    async def _woken(self, link: WorkerLink) -> None:
+        """Time alone lets a batch start, or takes the last chance of a request."""
+        link.woken()
+        if self._links.get(link.worker) is link:
+            self._drive(link, self._clock())
 
     @handles
     def step_refused(self, msg: StepRefused, ctx: Context) -> None:
@@ -239,10 +248,24 @@ class SchedulerActor(Actor):
         request = self._live.get(event.request)
         if request is None or request.attempt != event.attempt:
             return  # a newer attempt took its place
+        if event.finish is Finish.error and event.first_scheduled_at is None and event.request not in self._leaving:
+            self._shed(request)
+            return
         preemptions = self._preemptions.pop(event.request, [])
         record_request_spans(self._tracing, request, event, preemptions, clock_now=now)
         self._metrics.served(event.tenant, event.prompt_tokens - event.cached_tokens + event.generated)
         self._ended(event.request, event.finish)
+        self._load_changed()
+
+    def _shed(self, request: Request) -> None:
+        """It never ran, and could not be in time any more."""
+        if request.id in self._orphans:
+            self._ended(request.id)
+            return
+        self._forget(request.id)
+        error = f"request {request.id}: its first-token deadline passed, or would, before a worker could serve it"
+        back = HandBack(requests=[request.id], attempts=[request.attempt], errors=[error])
+        self.node.tell_soon(f"gateway.{request.gateway}", back)
         self._load_changed()
 
     def _ended(self, request_id: str, finish: Finish = Finish.cancelled) -> None:

@@ -7,6 +7,7 @@ result.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import structlog
 
@@ -47,6 +48,7 @@ class WorkerLink:
         self._send = send
         self._heard_at = 0.0  # a result, or the first step of an idle pipeline
         self._sent_at = 0.0
+        self._wake_at = inf
         self._log = structlog.get_logger().bind(worker=worker)
 
     def pump(self, now: float) -> None:
@@ -60,6 +62,21 @@ class WorkerLink:
                 self._heard_at = now
             self._sent_at = now
             self._send(RunStep(session=self.session, step=step))
+
+    def due_in_s(self, now: float) -> float | None:
+        """How long from now to pump again although nothing is heard, if a timer is to be set for it: then call `woken`
+        and `pump`. None if none is needed, or one that is as early is under way."""
+        if self.core.in_flight:
+            return None  # its result drives the next
+        due = self.core.wake_at(now)
+        if due >= self._wake_at:
+            return None
+        self._wake_at = due
+        return max(0.0, due - now)
+
+    def woken(self) -> None:
+        """A timer fired."""
+        self._wake_at = inf
 
     def stepped(self, message: Stepped, now: float) -> list[Event]:
         """Take a result of the present attach. Returns what came of it.
