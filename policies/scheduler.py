@@ -24,6 +24,7 @@ from policies.order import waiting_queue
 from policies.planner import Planner
 from policies.rows import Flight, Place, Row
 from policies.running import Running, worst_case
+from policies.steady import advance, steps_ahead
 from policies.step_time import Features
 from policies.vocabulary import (
     BLOCK_SIZE,
@@ -197,6 +198,20 @@ class Scheduler:
                 raise StepRefused(f"step {ready.number}: {ready.error}")
             self._apply(self._flights.popleft(), ready, now)
         return self.take_events()
+
+    def steps_ahead(self) -> int:
+        """How many steps `skip` may skip now."""
+        if self._early or self._events:
+            return 0
+        return steps_ahead(self.config, self._kv, self._running, self._waiting, self._flights)
+
+    def skip(self, steps: int) -> None:
+        """As so many results in which every row samples token 0 and none ends, with a plan after each: for simulators.
+
+        Nothing is told to the step-time model. `steps` is at least 1, and at most `steps_ahead()`.
+        """
+        advance(self._kv, self._running, self._flights, steps, self._planned)
+        self._planned += steps
 
     def take_events(self) -> list[Event]:
         """The events since the last time. After `submit`, `cancel` and `plan`, whose events else wait for a result."""

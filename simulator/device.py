@@ -93,6 +93,52 @@ class SimulatedDevice:
             dense = self._floor
         return dense + (self._per_attended * attended + self._per_context * context + self._per_row * rows)
 
+    def decodes_ahead(self, slots: list[int], in_flight: int) -> int:
+        """How many results can be taken until one of these rows ends, if every step gives each of them one token."""
+        position, end = self.position, self.end
+        return min([end[slot] - position[slot] for slot in slots]) + in_flight - 1
+
+    def decode(self, slots: list[int], numbers: range, until_s: float) -> list[float]:
+        """Take the oldest result and launch another step of the same rows, for the numbers given, as long as that
+        result is there before `until_s`. Returns how long the steps took whose results were taken."""
+        launched, rows, noise = self.launched, len(slots), self.noise
+        dense = max(self._floor, self._base + self._per_token * rows)
+        per_context, of_rows = self._per_context, self._per_row * rows
+        context, busy_until = sum([self.position[slot] for slot in slots]), self.busy_until_s
+        due = deque((step.due_s, step.done.duration_s) for step in launched)
+        taken: list[float] = []
+        for _ in numbers:
+            due_s, took_s = due[0]
+            if due_s >= until_s:
+                break
+            due.popleft()
+            taken.append(took_s)
+            context += rows
+            seconds = dense + (per_context * context + of_rows)
+            if noise:
+                seconds *= noise.factor(self.random)
+            busy_until += seconds
+            due.append((busy_until, seconds))
+        for slot in slots:
+            self.position[slot] += len(taken)
+        self._relaunch(slots, numbers.start + len(taken), due)
+        self.busy_until_s = busy_until
+        return taken
+
+    def _relaunch(self, slots: list[int], following: int, due: deque[tuple[float, float]]) -> None:
+        """The steps before number `following` are those on the device; the results of some may be known already."""
+        launched = self.launched
+        begun = launched[0].begun_s
+        known = {step.done.number: step for step in launched}
+        launched.clear()
+        for number, (due_s, seconds) in enumerate(due, following - len(due)):
+            if (step := known.get(number)) is None:
+                back = following - 1 - number
+                special = [i for i, slot in enumerate(slots) if self.position[slot] - back >= self.end[slot]]
+                step = Launched(self._done(number, slots, special, seconds, back), begun, due_s)
+            launched.append(step)
+            begun = due_s
+
     def _enter(self, slot: int, arrival: Arrival, computed: int, known: int, prompt_tokens: int) -> None:
         self.position[slot] = computed
         self._known[slot] = known
@@ -126,13 +172,14 @@ class SimulatedDevice:
                 special.append(i)
         return tokens, attended, context, special
 
-    def _done(self, number: int, slots: list[int], special: list[int], seconds: float) -> StepDone:
-        """The result of a step. `special` are those of `_give`."""
-        position, finished = self.position, [0] * len(slots)
+    def _done(self, number: int, slots: list[int], special: list[int], seconds: float, back: int = 0) -> StepDone:
+        """The result of a step. `special` are those of `_give`; since then, every row went on by `back`."""
+        finished = [0] * len(slots)
         absent = []
         for i in special:
             slot = slots[i]
-            if position[slot] == self.end[slot] and position[slot] >= self._known[slot]:
+            at = self.position[slot] - back
+            if at == self.end[slot] and at >= self._known[slot]:
                 finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
             else:
                 absent.append(i)

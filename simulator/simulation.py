@@ -160,6 +160,8 @@ class Simulation:
         worker = self._fleet.workers[number]
         for end in self._ledger.take(worker.pump(now)):
             self._fleet.ended(end.request)
+        if self._skip and not worker.awaited:
+            worker.skip(self._upcoming())
         if not worker.awaited and (due := worker.due_s) is not None:
             worker.awaited = True
             heappush(self._events, (due, _STEP, number))

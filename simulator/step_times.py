@@ -42,6 +42,17 @@ class SampledStepTime:
         """See `StepTime`."""
         return self._model.ratios()
 
+    def observe_decodes(self, context: int, rows: int, durations_s: list[float]) -> None:
+        """As `observe` for each of these steps of the same rows, one token each, the first with that context."""
+        at = self._decodes - 1
+        if at >= len(durations_s):
+            self._decodes -= len(durations_s)
+            return
+        while at < len(durations_s):
+            self._judge(Features(rows, 0.0, context + at * rows, rows), durations_s[at])
+            at += DECODE_EVERY
+        self._decodes = at - len(durations_s) + 1
+
     def observe(self, features: Features, actual_s: float) -> None:
         """Learn from the step, if it is in the sample."""
         if features.attended:
@@ -54,6 +65,9 @@ class SampledStepTime:
             if self._decodes:
                 return
             self._decodes = DECODE_EVERY
+        self._judge(features, actual_s)
+
+    def _judge(self, features: Features, actual_s: float) -> None:
         predicted = self._model.predict(*features)
         if predicted > 0:
             self.judged += 1

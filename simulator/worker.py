@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from policies.config import SchedulerConfig
@@ -17,11 +17,12 @@ from simulator.step_times import SampledStepTime
 
 __all__ = ["SimulatedWorker"]
 
-Keep = Callable[[StepRecord], None]
+#: Skipping fewer steps costs more than to go through them.
+_LEAST_SKIP = 2
 
 
 class SimulatedWorker:
-    """`arrivals` by request id. `keep` takes the record of every step."""
+    """`arrivals` by request id. `keep`: the record of every step, in `kept`; then none is skipped."""
 
     def __init__(
         self,
@@ -88,6 +89,25 @@ class SimulatedWorker:
         while (step := scheduler.plan(now)) is not None:
             self._launch(step, now)
         return scheduler.take_events()
+
+    def skip(self, until_s: float) -> None:
+        """Take results and launch steps, before that instant, as long as nothing else happens here."""
+        ahead = self.scheduler.steps_ahead() if self._queue is None else 0
+        if not ahead:
+            return
+        flight, device = self.scheduler.newest, self.device
+        slots, number = flight.step.slots, flight.step.number
+        ahead = min(ahead, device.decodes_ahead(slots, self.scheduler.in_flight))
+        if ahead < _LEAST_SKIP or device.launched[_LEAST_SKIP - 1].due_s >= until_s:
+            return
+        context = flight.context - (self.scheduler.in_flight - 1) * len(slots)
+        durations_s = device.decode(slots, range(number + 1, number + 1 + ahead), until_s)
+        self.scheduler.skip(len(durations_s))
+        self.step_time.observe_decodes(context, len(slots), durations_s)
+        for seconds in durations_s:
+            self.busy_s += seconds
+        self.steps += len(durations_s)
+        self.computed_tokens += len(durations_s) * len(slots)
 
     def _launch(self, step: Step, now: float) -> None:
         launched = self.device.launch(step, now)
