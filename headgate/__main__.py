@@ -24,6 +24,8 @@ COMMANDS = {
     "usage": "Sum up who used how many tokens.",
     "trace": "Print the way of a request through all actors.",
     "profile": "Measure a worker, and write its device model for simulations.",
+    "simulate": "Say what would become of a workload, under any policy.",
+    "experiment": "Run a grid of simulations, and sum them up.",
 }
 
 

@@ -15,7 +15,7 @@ from simulator.errors import SimulatorError
 
 __all__ = ["BadSteps", "Schedule", "Served", "StepRequest", "StepWorkload", "Strategy", "load_steps"]
 
-Strategy = Literal["static", "dynamic", "continuous", "chunked", "disaggregated"]
+Strategy = Literal["static", "dynamic", "continuous", "chunked"]
 
 
 class BadSteps(SimulatorError):

@@ -1,0 +1,1 @@
+"""Grids of simulations: run in parallel, resumed where they stopped, and summed up."""

@@ -1,0 +1,121 @@
+"""One run of a grid: its parameters, and how they become a simulation."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from policies.catalog import DEFAULT, PolicySet
+from simulator.devices import load_device, scaled_kv
+from simulator.errors import SimulatorError
+from simulator.overrides import changed_policies, label
+from simulator.records import Device, Workload
+from simulator.simulation import Knowledge, Simulation
+from simulator.workload import load_mix, load_trace
+
+__all__ = ["Cell", "device_of", "policies_of", "simulation_of", "workload_of"]
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that a run depends on. Paths are absolute, or names of what is shipped."""
+
+    trace: str
+    tenants: str = "default"
+    device: str
+    policy: str = DEFAULT
+    changes: dict[str, Any] = {}  # see simulator.overrides
+    load: Positive = 1.0
+    workers: Annotated[int, msgspec.Meta(ge=1)] = 1
+    knowledge: Knowledge = "history"
+    step_noise: NotNegative = 0.0
+    stragglers: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    length_noise: NotNegative = 0.0
+    kv_scale: Positive = 1.0  # of the device's KV blocks
+    slo_scale: Positive = 1.0  # of all promised times
+    seed: int = 0
+    from_s: NotNegative = 0.0  # of the trace, before its load is changed
+    until_s: Positive | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its policy, with what was changed."""
+        return label(self.policy, self.changes)
+
+    def digest(self) -> str:
+        """A name for its result: equal parameters and equal input files have equal ones."""
+        parts = [msgspec.json.encode(self, order="deterministic")]
+        parts += [_content(path) for path in (self.trace, self.tenants, self.device)]
+        return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
+
+
+def workload_of(cell: Cell) -> Workload:
+    """The trace, with its tenants, in the window of the cell, whose beginning is 0.
+
+    :raises SimulatorError: if it cannot be read, or nothing is in the window.
+    """
+    return _window(_workload(cell.trace, cell.tenants, cell.slo_scale, cell.seed), cell.from_s, cell.until_s)
+
+
+def simulation_of(cell: Cell, *, workload: Workload | None = None, keep_steps: bool = False) -> Simulation:
+    """The simulation of a cell. `workload`: what `workload_of` gave, where it is at hand.
+
+    :raises SimulatorError: if a name or a file in it is wrong.
+    """
+    return Simulation(
+        workload or workload_of(cell),
+        device_of(cell),
+        policies_of(cell),
+        workers=cell.workers,
+        seed=cell.seed,
+        load=cell.load,
+        knowledge=cell.knowledge,
+        step_noise=cell.step_noise,
+        stragglers=cell.stragglers,
+        length_noise=cell.length_noise,
+        keep_steps=keep_steps,
+    )
+
+
+def policies_of(cell: Cell) -> PolicySet:
+    """What decides in a cell."""
+    return changed_policies(cell.policy, cell.changes)
+
+
+def device_of(cell: Cell) -> Device:
+    """The device, with its KV pool scaled."""
+    device = load_device(cell.device)
+    return device if cell.kv_scale == 1 else scaled_kv(device, cell.kv_scale)
+
+
+@lru_cache(maxsize=2)
+def _workload(trace: str, tenants: str, slo_scale: float, seed: int) -> Workload:
+    """Cached: the policies and loads of a grid run on the same one, after each other."""
+    mix = load_mix(tenants)
+    return load_trace(trace, tenants=mix if slo_scale == 1 else mix.scaled(slo_scale), seed=seed)
+
+
+def _window(workload: Workload, from_s: float, until_s: float | None) -> Workload:
+    if not from_s and until_s is None:
+        return workload
+    kept = [a for a in workload.arrivals if from_s <= a.at_s and (until_s is None or a.at_s < until_s)]
+    if not kept:
+        raise SimulatorError(
+            f"{workload.name}: no arrival from {from_s:g} s until {until_s or workload.duration_s:g} s; "
+            f"its arrivals span {workload.duration_s:g} s"
+        )
+    shifted = [msgspec.structs.replace(arrival, at_s=arrival.at_s - from_s) for arrival in kept]
+    return Workload(name=workload.name, arrivals=shifted, tenants=workload.tenants)
+
+
+@lru_cache(maxsize=64)
+def _content(path: str) -> bytes:
+    """What a file says; b"" of what is shipped under a name."""
+    file = Path(path)
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).digest() if file.is_file() else b""

@@ -1,0 +1,158 @@
+"""Runs the cells of a grid in parallel processes, and skips those whose result is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from simulator.errors import SimulatorError
+from simulator.experiment.anchor import capacity_of
+from simulator.experiment.cell import Cell, simulation_of, workload_of
+from simulator.experiment.grid import Anchor, Grid
+from simulator.experiment.store import CellResult, Store
+from simulator.metrics import Metrics, measure
+
+__all__ = ["CellFailed", "Progress", "anchors_of", "run_cell", "run_grid"]
+
+#: Told how many of how many runs are over.
+Progress = Callable[[int, int], None]
+_T = TypeVar("_T")
+
+
+class CellFailed(SimulatorError):
+    """Some cells of a grid could not be simulated; all others were."""
+
+
+def run_cell(cell: Cell) -> Metrics:
+    """Simulate one cell.
+
+    :raises SimulatorError: if something in it is wrong.
+    """
+    workload = workload_of(cell)
+    return measure(simulation_of(cell, workload=workload).run(), workload.tenants)
+
+
+def run_grid(grid: Grid, folder: Path, *, jobs: int = 1, progress: Progress | None = None) -> list[CellResult]:
+    """The results of all cells, in the order of the grid. Whatever is done is kept in `folder/cells` at once.
+
+    :param jobs: processes; 1 runs in this one.
+    :raises CellFailed: after all other cells are done, with the first reasons.
+    """
+    store = Store(folder / "cells")
+    cells = grid.cells if grid.anchor is None else _anchored(grid.cells, grid.anchor, store, jobs)
+    missing = [cell for cell in cells if store.get(cell) is None]
+    done, total = len(cells) - len(missing), len(cells)
+    report = progress or (lambda done, total: None)
+    report(done, total)
+    failures = []
+    for number, metrics in _each(run_cell, missing, jobs):
+        if isinstance(metrics, SimulatorError):
+            failures.append((missing[number], metrics))
+        else:
+            store.put(missing[number], metrics)
+        done += 1
+        report(done, total)
+    if failures:
+        raise CellFailed(_failed(failures, total))
+    results = []
+    for asked, cell in zip(grid.cells, cells, strict=True):
+        kept = store.get(cell)
+        assert kept is not None
+        results.append(CellResult(cell=cell, relative_load=asked.load, metrics=kept))
+    return results
+
+
+def anchors_of(grid: Grid, folder: Path, *, jobs: int = 1) -> list[dict[str, Any]]:
+    """What each grid calls a load of 1: the parameters of each place, and `load`, a factor on the speed of its trace.
+
+    Without an anchor in the grid, that of the default one.
+
+    :raises CellFailed: if a capacity cannot be found.
+    """
+    anchor = grid.anchor or Anchor()
+    places = {(place := _place(cell, anchor)).digest(): place for cell in grid.cells}
+    loads = _capacities(places, anchor.attainment, Store(folder / "cells"), jobs)
+    return [{**msgspec.structs.asdict(place), "load": loads[digest]} for digest, place in places.items()]
+
+
+def _anchored(cells: Sequence[Cell], anchor: Anchor, store: Store, jobs: int) -> list[Cell]:
+    """The cells with their loads as multiples of the capacity for what each runs on."""
+    places = [_place(cell, anchor) for cell in cells]
+    digests = [place.digest() for place in places]
+    loads = _capacities(dict(zip(digests, places, strict=True)), anchor.attainment, store, jobs)
+    return [
+        msgspec.structs.replace(cell, load=cell.load * loads[digest])
+        for cell, digest in zip(cells, digests, strict=True)
+    ]
+
+
+def _capacities(places: dict[str, Cell], attainment: float, store: Store, jobs: int) -> dict[str, float]:
+    known = {digest: store.get_capacity(place, attainment) for digest, place in places.items()}
+    missing = [digest for digest, load in known.items() if load is None]
+    for number, load in _each(_Capacity(attainment), [places[digest] for digest in missing], jobs):
+        if isinstance(load, SimulatorError):
+            raise CellFailed(_failed([(places[missing[number]], load)], len(missing))) from load
+        store.put_capacity(places[missing[number]], attainment, load)
+        known[missing[number]] = load
+    return {digest: load for digest, load in known.items() if load is not None}
+
+
+def _place(cell: Cell, anchor: Anchor) -> Cell:
+    """What a capacity is found for: the anchor's policy, without noise, on the cell's trace, tenants and devices."""
+    return Cell(
+        trace=cell.trace,
+        tenants=cell.tenants,
+        device=cell.device,
+        workers=cell.workers,
+        slo_scale=cell.slo_scale,
+        from_s=cell.from_s,
+        until_s=cell.until_s,
+        policy=anchor.policy,
+        seed=anchor.seed,
+    )
+
+
+class _Capacity:
+    """`capacity_of` with its goal; a class, so that it can be sent to another process."""
+
+    def __init__(self, attainment: float) -> None:
+        self._attainment = attainment
+
+    def __call__(self, cell: Cell) -> float:
+        return capacity_of(cell, attainment=self._attainment)
+
+
+def _each(
+    function: Callable[[Cell], _T], cells: Sequence[Cell], jobs: int
+) -> Iterator[tuple[int, _T | SimulatorError]]:
+    """The number and the result of each cell, as they come. What cannot be simulated gives its error."""
+    if jobs <= 1 or len(cells) <= 1:
+        for number, cell in enumerate(cells):
+            try:
+                yield number, function(cell)
+            except SimulatorError as error:
+                yield number, error
+        return
+    # Spawned: a process that has threads must not be forked.
+    with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn")) as pool:
+        try:
+            calls = {pool.submit(function, cell): number for number, cell in enumerate(cells)}
+            for call in as_completed(calls):
+                failure = call.exception()
+                if isinstance(failure, SimulatorError):
+                    yield calls[call], failure
+                else:
+                    yield calls[call], call.result()  # raises what is a defect
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _failed(failures: Sequence[tuple[Cell, Exception]], total: int) -> str:
+    lines = [f"{len(failures)} of {total} runs failed; the others are kept. The first of them:"]
+    lines += [f"  {Path(cell.trace).name}, {cell.name}, load {cell.load:g}: {error}" for cell, error in failures[:3]]
+    return "\n".join(lines)
