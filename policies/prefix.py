@@ -45,6 +45,11 @@ class PrefixIndex:
         self._blocks: dict[bytes, int] = {}
         self._names: list[bytes | None] = [None] * size
 
+    def __deepcopy__(self, memo: dict[int, object]) -> PrefixIndex:
+        other = memo[id(self)] = object.__new__(PrefixIndex)
+        other._blocks, other._names = self._blocks.copy(), self._names[:]
+        return other
+
     def __len__(self) -> int:
         return len(self._blocks)
 

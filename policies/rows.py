@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from copy import deepcopy
 from enum import IntEnum
 from math import inf
 
@@ -110,6 +111,14 @@ class Row:
         self.cached_tokens = 0
         self.finish = Finish.none
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Row:
+        """Independent, but for the request, which is immutable: copies of a simulation have thousands of rows."""
+        other = memo[id(self)] = object.__new__(Row)
+        for name in Row.__slots__:
+            value = getattr(self, name)
+            setattr(other, name, value[:] if isinstance(value, list | array) else value)
+        return other
+
     @property
     def generated(self) -> int:
         """Outputs that are known, those of earlier attempts included."""
@@ -154,6 +163,13 @@ class Flight:
         self.tokens = 0
         self.attended = 0.0
         self.context = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Flight:
+        """The step and the counts never change; the rows do."""
+        rows = [deepcopy(row, memo) for row in self.rows]
+        other = memo[id(self)] = Flight(self.step, rows, self.samples, self.decodes)
+        other.tokens, other.attended, other.context = self.tokens, self.attended, self.context
+        return other
 
     def align(self, done: StepDone) -> tuple[list[int | None], list[int]]:
         """Tokens and finishes in the order of the step's rows; None and 0 where a row is absent.

@@ -88,7 +88,7 @@ class Scheduler:
             config,
             self._step_time,
             tokens_per_step=spec.tokens_per_step,
-            resident=lambda row: self._kv.look(row).computed,
+            resident=self._resident,
         )
         self._planner = Planner(
             spec,
@@ -142,6 +142,10 @@ class Scheduler:
         row = self._rows.get(request_id)
         if row is not None:
             self._end(row, Finish.cancelled, now)
+
+    def _resident(self, row: Row) -> int:
+        """Tokens of a waiting row that need no computing."""
+        return self._kv.look(row).computed
 
     # Steps
 

@@ -6,6 +6,8 @@ those being computed, and a row does not wait for one of a lower class, nor to s
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from policies.kv import Start
 from policies.rows import Place, Row
 from policies.vocabulary import BLOCK_SIZE
@@ -25,6 +27,13 @@ class SingleFlight:
         self._least = max(1, least_tokens // BLOCK_SIZE)
         self._leaders: dict[bytes, Row] = {}  # by the name of each block that they compute
         self._look_at = _FEW_NAMES
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SingleFlight:
+        """Of the same leaders, without those that compute nothing any more."""
+        other = memo[id(self)] = object.__new__(SingleFlight)
+        other._least, other._look_at = self._least, self._look_at
+        other._leaders = {name: deepcopy(row, memo) for name, row in self._leaders.items() if row.slot >= 0}
+        return other
 
     def leads(self, row: Row, start: Start) -> None:
         """A row started: it computes what it did not hit."""
