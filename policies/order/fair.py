@@ -29,7 +29,7 @@ class FairShare:
     Counters only grow, so a heap over them may lag behind: what is on top is brought up to date before it is believed.
     """
 
-    __slots__ = ("_cost", "_counters", "_floor", "_heap", "_lane", "_lanes", "_stamp", "_waiting")
+    __slots__ = ("_cost", "_counters", "_floor", "_heap", "_lane", "_lanes", "_stamp", "_stamps", "_waiting")
 
     def __init__(self, cost: DeviceCost, lane: Callable[[], Lane | DeadlineLane] = Lane) -> None:
         self._cost = cost
@@ -38,6 +38,7 @@ class FairShare:
         self._lanes: dict[str, Lane | DeadlineLane] = {}  # of the tenants in the heap
         self._heap: list[tuple[float, int, str]] = []  # one entry a tenant; ties in the order of the stamps
         self._stamp = 0
+        self._stamps: dict[str, int] = {}  # of the tenants that wait, in the order in which they came to
         self._waiting: dict[str, int] = {}  # live rows of each tenant
         self._floor = 0.0  # the counter of the last tenant that had something waiting
 
@@ -51,6 +52,8 @@ class FairShare:
         tenant = row.request.tenant
         if not self._waiting.get(tenant):
             self._lift(tenant)
+            self._stamp += 1
+            self._stamps[tenant] = self._stamp
         self._waiting[tenant] = self._waiting.get(tenant, 0) + 1
 
     def insert(self, row: Row, now: float) -> None:
@@ -59,8 +62,7 @@ class FairShare:
         lane = self._lanes.get(tenant)
         if lane is None:
             lane = self._lanes[tenant] = self._lane()
-            self._stamp += 1
-            heappush(self._heap, (self._counters[tenant], self._stamp, tenant))
+            heappush(self._heap, (self._counters[tenant], self._stamps[tenant], tenant))
         lane.push(row, now)
 
     def first(self, now: float) -> Row | None:
@@ -73,8 +75,7 @@ class FairShare:
                 heappop(heap)
                 del self._lanes[tenant]
             elif counter < self._counters[tenant]:
-                self._stamp += 1
-                heapreplace(heap, (self._counters[tenant], self._stamp, tenant))
+                heapreplace(heap, (self._counters[tenant], self._stamps[tenant], tenant))
             else:
                 return row
         return None
@@ -86,7 +87,7 @@ class FairShare:
         if count > 1:
             self._waiting[tenant] = count - 1
         else:
-            del self._waiting[tenant]
+            del self._waiting[tenant], self._stamps[tenant]
             self._floor = max(self._floor, self._counters[tenant])
 
     def started(self, row: Row) -> None:
@@ -97,8 +98,9 @@ class FairShare:
 
     def charge(self, row: Row, decoding: int) -> None:
         """Charge the outputs since the last time, produced in steps of about `decoding` rows."""
-        if (outputs := row.generated - row.charged) > 0:
-            row.charged += outputs
+        before = max(row.charged, row.seen)  # what an earlier attempt gave was charged there
+        if (outputs := row.generated - before) > 0:
+            row.charged = row.generated
             self._add(row, self._cost.outputs_s(outputs, len(row.tokens), decoding))
 
     def service(self, tenant: str) -> float:
