@@ -60,15 +60,17 @@ def details(run: Metrics) -> Lines:
         f"{run.workload} · {run.policy} · {run.workers} x {run.device} · load {run.load:g}x · seed {run.seed}",
         style="bold",
     )
-    parts: list[Text | Table] = [title, _groups("", [run.contract, run.free])]
+    blank = Text("")
+    parts: list[Text | Table] = [title, blank, _groups("", [run.contract, run.free]), blank]
     if len(run.tiers) > 1:
-        parts.append(_groups("class", run.tiers))
+        parts += [_groups("class", run.tiers), blank]
     if len(run.tenants) > 1:
         parts.append(_groups("tenant", run.tenants[:_MOST_ROWS]))
         if len(run.tenants) > _MOST_ROWS:
-            parts.append(Text(f"… and {len(run.tenants) - _MOST_ROWS} more tenants: all of them with --json\n"))
+            parts.append(Text(f"… and {len(run.tenants) - _MOST_ROWS} more tenants: all of them with --json"))
+        parts.append(blank)
     if run.deciles:
-        parts.append(_groups("prompt tokens", run.deciles))
+        parts += [_groups("prompt tokens", run.deciles), blank]
     parts.append(_figures(run))
     return Lines(*parts)
 
@@ -90,7 +92,6 @@ def _groups(heading: str, groups: Sequence[Group]) -> Table:
             *map(_seconds, (group.ttft_p50_s, group.ttft_p90_s, group.ttft_p99_s)),
             *map(_millis, (group.tpot_p50_s, group.tpot_p90_s, group.tpot_p99_s)),
         )
-    table.add_section()
     return table
 
 
@@ -98,19 +99,18 @@ def _figures(run: Metrics) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    refusals = ", ".join(f"{reason} {count:,}" for reason, count in run.refusals.items())
     figures = {
         "goodput": f"{run.goodput_rps:.2f} requests/s, {run.goodput_tokens_per_s:,.0f} tokens/s in contract; "
         f"{run.free_rps:.2f} requests/s without one",
-        "refusals": f"{refusals or 'none'}; P99 after {_seconds(run.refusal_p99_s)} s, "
-        f"retry after {_seconds(run.retry_after_p50_s)} s (P50), {_seconds(run.retry_after_p90_s)} s (P90)",
-        "preemption": f"{run.preemptions_per_request:.3f} a request, longest gap {_seconds(run.longest_gap_p99_s)} s "
-        f"(P99), {run.lost_tokens:,} tokens lost ({_percent(run.lost_share)}), {run.swapped_gb:.2f} GB swapped",
+        "refusals": _refusals(run),
+        "preemption": f"{run.preemptions_per_request:.3f} a request, {run.lost_tokens:,} tokens lost "
+        f"({_percent(run.lost_share)}), {run.swapped_gb:.2f} GB swapped, longest gap (P99) "
+        f"{_with_unit(run.longest_gap_p99_s)}",
         "between workers": f"{run.transferred_gb:.2f} GB of KV",
         "fairness": f"Jain index {_number(run.jain_index)}, largest service gap of two backlogged tenants "
         f"{'-' if run.service_gap is None else f'{run.service_gap:,.0f}'}",
-        "predictions": f"{_percent(run.step_coverage)} of steps within their P90 (error {_percent(run.step_error)}), "
-        f"{_percent(run.ttft_coverage)} of first tokens within what was foreseen (error {_percent(run.ttft_error)})",
+        "steps": f"{_percent(run.step_coverage)} within their predicted P90, error {_percent(run.step_error)}",
+        "first tokens": f"{_percent(run.ttft_coverage)} within what was foreseen, error {_percent(run.ttft_error)}",
         "device": f"{_percent(run.busy_share)} busy, {run.steps:,} steps; arrivals over {run.span_s:,.0f} s, "
         f"all over after {run.ended_s:,.0f} s",
         "speed": f"{run.wall_s:.1f} s, "
@@ -119,6 +119,16 @@ def _figures(run: Metrics) -> Table:
     for name, text in figures.items():
         table.add_row(Text(name, style="bold"), text)
     return table
+
+
+def _refusals(run: Metrics) -> str:
+    if not run.refusals:
+        return "none"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in run.refusals.items())
+    return (
+        f"{reasons}; told after {_with_unit(run.refusal_p99_s)} (P99) to come back in "
+        f"{_with_unit(run.retry_after_p50_s)} (P50), {_with_unit(run.retry_after_p90_s)} (P90)"
+    )
 
 
 def _table(first: str, *others: str) -> Table:
@@ -135,6 +145,10 @@ def _percent(share: float | None) -> str:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _with_unit(value: float | None) -> str:
+    return "-" if value is None else f"{_seconds(value)} s"
 
 
 def _millis(value: float | None) -> str:

@@ -19,8 +19,9 @@ from simulator.workload import load_mix, load_trace
 
 __all__ = ["Cell", "device_of", "policies_of", "simulation_of", "workload_of"]
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+# Finite: TOML has inf, and no run of it would end.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
