@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from copy import deepcopy
 from random import Random
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ class SimulatedDevice:
         self._limited = [False] * slots  # whether max_tokens ends it, not a stop token
         self.launched: deque[Launched] = deque()
         self.busy_until_s = 0.0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SimulatedDevice:
+        """Independent; launched steps never change."""
+        other = memo[id(self)] = object.__new__(SimulatedDevice)
+        other.__dict__.update(
+            {name: value[:] if isinstance(value, list) else value for name, value in self.__dict__.items()}
+        )
+        other.launched, other.random = self.launched.copy(), deepcopy(self.random)
+        return other
 
     def launch(self, step: Step, now: float) -> Launched:
         """Queue a step behind those on the device."""

@@ -21,9 +21,9 @@ class Ledger:
         self.lost_tokens = 0
         self.generated = 0  # outputs of the finished
 
-    def fork(self) -> Ledger:
+    def __deepcopy__(self, memo: dict[int, object]) -> Ledger:
         """An independent ledger of the same content. O(outcomes), a pointer each."""
-        other = Ledger()
+        other = memo[id(self)] = Ledger()
         other.outcomes = self.outcomes[:]
         other.live = self.live.copy()
         for place in other.live.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from random import Random
 
 from policies.config import SchedulerConfig
@@ -61,6 +62,13 @@ class SimulatedWorker:
         self._queue: list[StepRecord] | None = [] if keep else None
         self.kept: list[StepRecord] = []
 
+    def __deepcopy__(self, memo: dict[int, object]) -> SimulatedWorker:
+        """Independent; records of steps are shared."""
+        other = memo[id(self)] = object.__new__(SimulatedWorker)
+        for name, value in self.__dict__.items():
+            setattr(other, name, value[:] if isinstance(value, list) else deepcopy(value, memo))
+        return other
+
     @property
     def due_s(self) -> float | None:
         """When the oldest step on the device is done; None: the device is idle."""
@@ -98,7 +106,7 @@ class SimulatedWorker:
         flight, device = self.scheduler.newest, self.device
         slots, number = flight.step.slots, flight.step.number
         ahead = min(ahead, device.decodes_ahead(slots, self.scheduler.in_flight))
-        if ahead < _LEAST_SKIP or device.launched[_LEAST_SKIP - 1].due_s >= until_s:
+        if ahead < _LEAST_SKIP or device.launched[min(_LEAST_SKIP, len(device.launched)) - 1].due_s >= until_s:
             return
         context = flight.context - (self.scheduler.in_flight - 1) * len(slots)
         durations_s = device.decode(slots, range(number + 1, number + 1 + ahead), until_s)
