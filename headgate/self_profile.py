@@ -11,23 +11,29 @@ import contextlib
 import random
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from gpu_worker.engine import Engine, load_engine
+from gpu_worker.engine import StepResult, load_engine
 from gpu_worker.errors import EngineError
 from headgate.device_file import Measured
 from policies.config import SchedulerConfig
 from policies.scheduler import Scheduler
-from policies.step_time import StepTimeModel
-from policies.vocabulary import BLOCK_SIZE, Request, Sampling, WorkerSpec, pack_tokens
+from policies.step_time import Features, StepTimeModel
+from policies.vocabulary import BLOCK_SIZE, Request, Sampling, Step, StepTimeCoefficients, WorkerSpec, pack_tokens
 
-__all__ = ["Order", "profile"]
+__all__ = ["Drivable", "Order", "profile"]
 
 #: Steps with about so many requests at once; then another number of them.
 _EPISODE_STEPS = 24
-_OUTPUTS = (8, 96)
+_OUTPUTS = (4, 48)
+#: What was measured is learned again so often, every kind of step as often as the others: most steps only decode, and
+#: in the order in which they ran, a few large chunks would hardly count.
+_REPLAYS = 10_000
+_MEMORY_STEPS = 1000  # the device does not change while it is profiled
 _SHORTEST_PROMPT = 16
 
 
@@ -45,16 +51,29 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 20.0
 
 
-def profile(engine: Engine, *, seconds: float, clock: Callable[[], float] = time.monotonic, seed: int = 0) -> Measured:
+class Drivable(Protocol):
+    """What of a `gpu_worker.engine.Engine` is needed here."""
+
+    @property
+    def spec(self) -> WorkerSpec: ...
+
+    def execute(self, step: Step) -> StepResult: ...
+
+    def reset(self) -> None: ...
+
+
+def profile(
+    engine: Drivable, *, seconds: float, clock: Callable[[], float] = time.monotonic, seed: int = 0
+) -> Measured:
     """Serve requests of log-uniform lengths, of which a log-uniform number runs at once, for so long.
 
     :raises EngineError: a step failed.
     """
     spec, rng = engine.spec, random.Random(seed)
-    fit = StepTimeModel(spec.step_time)
-    # Prefix hits and copies would hide what computing costs.
-    config = SchedulerConfig(steps_in_flight=1, prefix_cache=False, preemption="recompute")
-    core = Scheduler(spec, config=config, step_time=fit)
+    seen = _Seen(spec.step_time)
+    # Copies would hide what computing costs.
+    config = SchedulerConfig(steps_in_flight=1, preemption="recompute")
+    core = Scheduler(spec, config=config, step_time=seen)
     end, number, at_once, steps = clock() + seconds, 0, 1, 0
     while clock() < end:
         if steps % _EPISODE_STEPS == 0:
@@ -73,8 +92,30 @@ def profile(engine: Engine, *, seconds: float, clock: Callable[[], float] = time
         core.take_events()
         steps += 1
     engine.reset()
+    fit = seen.replayed(rng)
     fitted = msgspec.structs.replace(spec, step_time=fit.coefficients)
-    return Measured("", fitted, (*fit.ratios(),), core.load(clock(), "").steps_timed)
+    return Measured("", fitted, (*fit.ratios(),), seen.count)
+
+
+class _Seen(StepTimeModel):
+    """Keeps what it observes, by strata of tokens."""
+
+    def __init__(self, seed: StepTimeCoefficients) -> None:
+        super().__init__(seed, memory_steps=_MEMORY_STEPS)
+        self.count = 0
+        self._kept: dict[int, list[tuple[Features, float]]] = {}
+
+    def observe(self, features: Features, actual_s: float) -> None:
+        super().observe(features, actual_s)
+        self.count += 1
+        self._kept.setdefault(bisect_left(self.STRATA, features.tokens), []).append((features, actual_s))
+
+    def replayed(self, rng: random.Random) -> StepTimeModel:
+        """A model that has learned from all strata alike."""
+        model, strata = StepTimeModel(self.coefficients, memory_steps=_MEMORY_STEPS), list(self._kept.values())
+        for _ in range(_REPLAYS if strata else 0):
+            model.observe(*rng.choice(rng.choice(strata)))
+        return model
 
 
 def _request(spec: WorkerSpec, number: int, rng: random.Random) -> Request:
@@ -89,6 +130,7 @@ def _request(spec: WorkerSpec, number: int, rng: random.Random) -> Request:
         prompt=pack_tokens([1] * prompt),
         max_tokens=min(round(_log_uniform(rng, *_OUTPUTS)), room - prompt),
         sampling=Sampling(temperature=0.0, ignore_eos=True),
+        salt=str(number).encode(),  # all prompts are alike, and none is to be found in the cache
     )
 
 

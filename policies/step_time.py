@@ -6,18 +6,15 @@ over a floor, the time to read the weights once:
     T = max(floor, base + per_token·tokens) + per_attended·attended + per_context·context + per_row·rows
 
 A self-benchmark seeds it; every measured step refits it by recursive least squares on relative error, with a gain that
-does not die out. Beside the mean it keeps the recent ratios actual / predicted, and from them upper quantiles with the
-finite-sample correction of split conformal prediction (Vovk), whose level is steered online so that coverage holds
-under drift too (adaptive conformal inference, Gibbs and Candès 2021). Batching uses the mean; admission the quantile.
+does not die out. Beside the mean it keeps the recent ratios actual / predicted (policies/residuals.py). Batching uses
+the mean; admission the upper quantiles.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
-from math import ceil, exp
-from typing import NamedTuple
+from math import exp
 
+from policies.residuals import Features, Ratios, Residuals
 from policies.vocabulary import StepTimeCoefficients
 
 __all__ = ["Features", "Ratios", "StepTimeModel", "step_time"]
@@ -26,64 +23,11 @@ __all__ = ["Features", "Ratios", "StepTimeModel", "step_time"]
 _PRIOR_VARIANCE = 25.0
 
 
-class Features(NamedTuple):
-    """What a step does, as far as its duration goes."""
-
-    tokens: int  # given to the model, all rows together
-    attended: float  # Σ over prefill rows of chunk · (context + chunk / 2)
-    context: int  # Σ over decode rows of their context
-    rows: int
-
-
-class Ratios(NamedTuple):
-    """Quantiles of actual over predicted step time."""
-
-    p50: float
-    p90: float
-    p95: float
-
-
 def step_time(coefficients: StepTimeCoefficients, tokens: float, attended: float, context: float, rows: float) -> float:
     """The mean duration of a step in seconds, by fixed coefficients."""
     c = coefficients
     dense = max(c.floor_s, c.base_s + c.per_token_s * tokens)
     return dense + c.per_attended_s * attended + c.per_context_s * context + c.per_row_s * rows
-
-
-class _Window:
-    """The last `size` ratios, sorted, with upper quantiles whose level is steered to their target coverage."""
-
-    _TARGETS = (0.9, 0.95)
-    _GAIN = 0.004  # a level moves by the whole miscoverage in 250 steps
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._recent: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._levels = list(self._TARGETS)
-
-    def __len__(self) -> int:
-        return len(self._sorted)
-
-    def add(self, ratio: float) -> None:
-        if len(self._sorted) >= 20:
-            for i, target in enumerate(self._TARGETS):
-                covered = ratio <= self._at(self._levels[i])
-                level = self._levels[i] + self._GAIN * (target - covered)
-                self._levels[i] = min(0.995, max(0.5, level))
-        self._recent.append(ratio)
-        insort(self._sorted, ratio)
-        if len(self._recent) > self._size:
-            old = self._recent.popleft()
-            del self._sorted[bisect_left(self._sorted, old)]
-
-    def _at(self, level: float) -> float:
-        n = len(self._sorted)
-        return self._sorted[min(n, ceil(level * (n + 1))) - 1]
-
-    def ratios(self) -> Ratios:
-        p50, p90 = self._sorted[len(self._sorted) // 2], self._at(self._levels[0])
-        return Ratios(p50, max(p50, p90), max(p50, p90, self._at(self._levels[1])))
 
 
 class StepTimeModel:
@@ -94,8 +38,8 @@ class StepTimeModel:
     while a lasting change widens the typical error and is followed within tens of steps.
     """
 
-    #: Ratios before any were seen: what a self-benchmark on an otherwise idle device typically misses by.
-    PRIOR = Ratios(1.0, 1.15, 1.3)
+    #: See `Residuals`.
+    PRIOR = Residuals.PRIOR
     #: Strata by tokens in the step, from decode alone to large chunks. Each keeps its own window, so that rare large
     #: chunks are not drowned by thousands of decode steps.
     STRATA = (64, 256, 1024)
@@ -114,9 +58,10 @@ class StepTimeModel:
         self._scale = tuple(g if g > 0 else u for g, u in zip(given, usual, strict=True))
         self._theta = [g / s for g, s in zip(given, self._scale, strict=True)]
         self._p = [[_PRIOR_VARIANCE if i == j else 0.0 for j in range(6)] for i in range(6)]
-        self._error = 0.05  # the typical relative error, tracked
-        self._pooled = _Window(window)
-        self._strata = [_Window(window) for _ in range(len(self.STRATA) + 1)]
+        # The typical relative error, tracked for each stratum: measured by that of thousands of decode steps, all that
+        # rare large chunks tell would look like a hiccup.
+        self._errors = [0.05] * (len(self.STRATA) + 1)
+        self._residuals = Residuals(self.STRATA, window=window)
 
     @property
     def coefficients(self) -> StepTimeCoefficients:
@@ -126,7 +71,7 @@ class StepTimeModel:
     @property
     def observed(self) -> int:
         """Ratios in the window: 0 means that only the seed is known."""
-        return len(self._pooled)
+        return len(self._residuals)
 
     def predict(self, tokens: float, attended: float, context: float, rows: float) -> float:
         """The mean duration in seconds."""
@@ -135,15 +80,14 @@ class StepTimeModel:
         return (floor if floor > dense else dense) + t[3] * s[3] * attended + t[4] * s[4] * context + t[5] * s[5] * rows
 
     def predict_upper(self, tokens: float, attended: float, context: float, rows: float) -> float:
-        """What nine in ten such steps stay under, in seconds, by the ratios of steps of about this size."""
-        return self.predict(tokens, attended, context, rows) * self.ratios(tokens).p90
+        """What nine in ten such steps stay under, in seconds, by the ratios of steps like it."""
+        return (
+            self.predict(tokens, attended, context, rows) * self._residuals.of_step(tokens, attended, context, rows).p90
+        )
 
     def ratios(self, tokens: float | None = None) -> Ratios:
         """Quantiles of actual / predicted: of steps of about `tokens` tokens; of all if None or too few are known."""
-        window = self._pooled
-        if tokens is not None and len(stratum := self._strata[bisect_left(self.STRATA, tokens)]) >= 40:
-            window = stratum
-        return window.ratios() if len(window) >= 20 else self.PRIOR
+        return self._residuals.of_all() if tokens is None else self._residuals.of_tokens(tokens)
 
     def observe(self, features: Features, actual_s: float) -> None:
         """Learn from a step that took `actual_s`. Non-positive times (a step that was skipped) are ignored."""
@@ -151,11 +95,10 @@ class StepTimeModel:
         if not 0 < actual_s < float("inf") or predicted <= 0:
             return
         ratio = actual_s / predicted
-        self._pooled.add(ratio)
-        self._strata[bisect_left(self.STRATA, features.tokens)].add(ratio)
-        self._refit(features, predicted, ratio - 1)
+        stratum = self._residuals.add(features, ratio)
+        self._refit(features, predicted, ratio - 1, stratum)
 
-    def _refit(self, features: Features, predicted: float, error: float) -> None:
+    def _refit(self, features: Features, predicted: float, error: float, stratum: int) -> None:
         tokens, attended, context, rows = features
         t, s = self._theta, self._scale
         floor, dense = t[0] * s[0], t[1] * s[1] + t[2] * s[2] * tokens
@@ -171,10 +114,10 @@ class StepTimeModel:
             s[4] * context / predicted,
             s[5] * rows / predicted,
         )
-        limit = 3 * self._error
+        limit = 3 * self._errors[stratum]
         size = abs(error)
         weight = 1.0 if size <= limit else limit / size
-        self._error = max(0.005, 0.97 * self._error + 0.03 * 1.25 * min(size, limit))
+        self._errors[stratum] = max(0.005, 0.97 * self._errors[stratum] + 0.03 * 1.25 * min(size, limit))
 
         p = self._p
         x0, x1, x2, x3, x4, x5 = x

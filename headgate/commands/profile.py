@@ -22,7 +22,7 @@ from simulator.records import Device
 __all__ = ["command"]
 
 #: Fewer steps than this leave the fit near its seed in what they did not show.
-_FEW_STEPS = 500
+_FEW_STEPS = 200
 _LOAD_S = 600.0
 
 
@@ -105,9 +105,8 @@ def _ask(data: Path, admin_url: str | None, worker: str) -> Measured:
             f"the stack has no worker {worker!r}: it has {known or 'none'}" if worker else "the stack has no worker yet"
         )
     row = max(rows, key=lambda row: int(row["steps_timed"]))
-    step_time = msgspec.convert(row["step_time"].values(), type=StepTimeCoefficients)
     fields = {field: row[field] for field in WorkerSpec.__struct_fields__ if field != "step_time"}
-    spec = WorkerSpec(**fields, step_time=step_time)
+    spec = WorkerSpec(**fields, step_time=StepTimeCoefficients(**row["step_time"]))
     return Measured(row["worker"], spec, (row["ratio_p50"], row["ratio_p90"], row["ratio_p95"]), row["steps_timed"])
 
 

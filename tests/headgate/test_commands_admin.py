@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gateway.errors import Unauthorized
 from gateway.secrets import load_secrets
 from gateway.tenancy import Tenancy
 from headgate.__main__ import main
-from policies.vocabulary import Request
+from policies.vocabulary import Request, StepTimeCoefficients, WorkerLoad
 
 
 class Stack:
@@ -32,6 +33,7 @@ class Stack:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.queries: list[UsageQuery] = []
+        self.workers: list[WorkerLoad] = []
         self.ledger_is_away = False
         self._secrets = load_secrets(data, environ={})
         self._started = threading.Event()
@@ -52,7 +54,9 @@ class Stack:
             admin_key=self._secrets.admin_key,
             tenancy=Tenancy(tenants, keys, self.directory, pepper=pepper, audit=self._audited),
             directory=self.directory,
-            sources=AdminSources(usage=self._usage, audit=self._audit, explain=self._explain),
+            sources=AdminSources(
+                usage=self._usage, audit=self._audit, explain=self._explain, workers=lambda: self.workers
+            ),
         )
         self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         # Listening before anybody is told the port: a client that is early waits in the backlog.
@@ -108,6 +112,30 @@ def _refused(*arguments: str) -> str:
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     return result.stderr
+
+
+def _worker(name: str, steps: int, per_token_s: float) -> WorkerLoad:
+    fit = StepTimeCoefficients(0.01, 0.006, per_token_s, 1e-9, 5e-8, 2e-5)
+    return WorkerLoad(name, "m", 64, 60, 8, 7, 256, 1024, fit, 1.0, 1.1, 1.2, [], "cpu", 32, 4096, 1e9, steps)
+
+
+def test_a_device_file_is_what_the_worker_told(stack: Stack, tmp_path: Path) -> None:
+    """Of several workers the one whose fit has seen most, or the one that is named; every figure of it, by name."""
+    stack.workers = [_worker("w1", 20, 3e-5), _worker("w2", 9000, 4e-5)]
+    path = tmp_path / "m.toml"
+    told = _json(stack, "profile", "--output", str(path))
+    device = told["device"]
+    assert (told["steps_timed"], told["ratios"]["p90"], told["file"]) == (9000, 1.1, str(path))
+    assert device.items() >= {"name": "m-cpu", "blocks": 64, "host_blocks": 32, "slots": 8, "max_context": 1024}.items()
+    assert (device["block_bytes"], device["swap_bytes_per_s"]) == (4096, 1e9)
+    assert list(device["step_time"].values()) == [0.01, 0.006, 4e-5, 1e-9, 5e-8, 2e-5]
+    assert tomllib.loads(path.read_text()) == device
+    named = _json(stack, "profile", "--worker", "w1", "--output", str(path))
+    assert named["device"]["step_time"]["per_token_s"] == 3e-5
+    assert "9,000 steps" not in path.read_text()
+    few = _run("profile", "--worker", "w1", "--output", str(path), "--data", str(stack.data))
+    assert "Only 20 steps" in few.stderr
+    assert "no worker 'w3': it has w1, w2" in _refused("profile", "--worker", "w3", "--data", str(stack.data))
 
 
 def test_a_tenant_is_created_changed_shown_listed_and_deleted(stack: Stack) -> None:
