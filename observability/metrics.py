@@ -249,7 +249,7 @@ class SchedulerMetrics:
             registry=registry,
         )
         preemptions = Counter("headgate_preemptions_total", "Preempted requests.", ("kind",), registry=registry)
-        self._preemptions = {kind: preemptions.labels(kind) for kind in ("swap", "recompute")}
+        self._preemptions = {kind: preemptions.labels(kind) for kind in ("swap", "tail", "recompute")}
         self._lost = Counter(
             "headgate_preempt_lost_tokens_total", "Computed tokens given up by preemption.", registry=registry
         )
@@ -262,7 +262,7 @@ class SchedulerMetrics:
         self._queue.observe(seconds)
 
     def preempted(self, kind: str, *, lost_tokens: int) -> None:
-        """`kind`: swap or recompute. Swapped tokens are not lost."""
+        """`kind`: swap, tail or recompute. Swapped tokens are not lost."""
         self._preemptions[kind].inc()
         self._lost.inc(lost_tokens)
 

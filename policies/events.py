@@ -11,7 +11,7 @@ import msgspec
 
 from policies.vocabulary import Finish
 
-__all__ = ["Event", "Finished", "FirstToken", "Preempted", "Scheduled"]
+__all__ = ["Event", "Finished", "FirstToken", "Preempted", "Reclaimed", "Scheduled"]
 
 
 class Scheduled(msgspec.Struct, frozen=True):
@@ -46,9 +46,23 @@ class Preempted(msgspec.Struct, frozen=True):
     request: str
     attempt: int
     tenant: str
-    kind: str  # swap | recompute
+    kind: str  # swap: its KV, or the tail of it, is on the host; tail: it keeps the head; recompute: it keeps nothing
     lost_tokens: int  # KV that is to be computed again, unless the prefix cache still has it
-    blocks: int  # that it held
+    blocks: int  # that it gave up
+    at: float
+    swapped_blocks: int = 0  # that are copied to the host for it; what was copied ahead is not among them
+    kept_blocks: int = 0  # on the device, while it waits
+
+
+class Reclaimed(msgspec.Struct, frozen=True):
+    """A waiting request lost more of the blocks that it had kept."""
+
+    request: str
+    attempt: int
+    tenant: str
+    lost_tokens: int  # KV that is to be computed again, beyond what was lost before
+    blocks: int  # that it gave up
+    swapped_blocks: int
     at: float
 
 
@@ -70,4 +84,4 @@ class Finished(msgspec.Struct, frozen=True):
     at: float
 
 
-Event: TypeAlias = Scheduled | FirstToken | Preempted | Finished
+Event: TypeAlias = Scheduled | FirstToken | Preempted | Reclaimed | Finished

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from policies.errors import InvariantBroken
-from policies.kv import KvMemory
+from policies.kv import KvMemory, blocks_for
 from policies.order import WaitingQueue
 from policies.rows import Flight, Place, Row
 from policies.running import Running, worst_case
+from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["check_integrity"]
 
@@ -35,10 +36,14 @@ def _require(condition: bool, what: str) -> None:
 def _check_holders(kv: KvMemory, live: list[Row]) -> None:
     for name, pool, held in (
         ("device", kv.device, Counter(block for row in live for block in row.blocks)),
-        ("host", kv.host, Counter(block for row in live for block in row.host_blocks)),
+        ("host", kv.host, Counter(block for row in live for block in row.host_blocks.values())),
     ):
         for block, refs in enumerate(pool.refs):
             _require(refs == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it")
+    keepers = {row for row in live if row.place is Place.waiting and row.blocks}
+    _require(kv.keepers.keys() == keepers, f"{len(kv.keepers)} rows are listed as keepers, {len(keepers)} wait so")
+    copied = {row for row in live if row.place is not Place.waiting and row.host_blocks}
+    _require(kv.copied.keys() == copied, f"{len(kv.copied)} rows are listed with copies, {len(copied)} run so")
 
 
 def _check_places(running: Running, waiting: WaitingQueue, live: list[Row]) -> None:
@@ -72,8 +77,18 @@ def _check_counters(live: list[Row], flights: Iterable[Flight]) -> None:
         _require(row.stale in (0, row.in_flight), f"{name}: {row.stale} of {row.in_flight} in flight are stale")
         _require(0 <= row.left <= row.end - len(row.tokens), f"{name}: {row.left} outputs left to plan")
         if row.place is Place.waiting:
-            _require(not row.blocks and row.slot < 0, f"{name} waits, but holds blocks or a slot")
-            _require(not row.computed or row.saved > 0, f"{name} waits with {row.computed} computed, but nothing saved")
+            _require(row.slot < 0, f"{name} waits in a slot")
+            _require(row.computed <= row.saved < len(row.tokens) + row.in_flight, f"{name}: {row.saved} tokens saved")
+            lost = [
+                place
+                for place in range(blocks_for(row.saved))
+                if place >= len(row.blocks) and place not in row.host_blocks
+            ]
+            _require(not lost, f"{name}: nobody holds its blocks {lost[:4]} of {row.saved} saved tokens")
+            most = blocks_for(len(row.tokens) + row.in_flight)
+            _require(len(row.blocks) <= most, f"{name} keeps {len(row.blocks)} blocks, more than it has tokens")
         else:
             _require(row.position <= row.room, f"{name}: position {row.position} is beyond its {row.room} of room")
+            final = row.computed // BLOCK_SIZE
+            _require(all(place < final for place in row.host_blocks), f"{name}: copies of blocks that still change")
             _require(row.computed < len(row.tokens), f"{name}: {row.computed} computed of {len(row.tokens)} known")

@@ -52,6 +52,7 @@ class Row:
         "first_scheduled_at",
         "first_token_at",
         "host_blocks",
+        "host_touched",
         "in_flight",
         "left",
         "place",
@@ -92,8 +93,9 @@ class Row:
         self.room = 0  # tokens that `blocks` hold
         self.registered = 0  # blocks that the prefix index was told of
         self.chain: list[bytes] = []  # names of the full blocks, as far as they were asked for
-        self.host_blocks: list[int] = []
-        self.saved = 0  # tokens whose KV is in `host_blocks`
+        self.host_blocks: dict[int, int] = {}  # by place in the row: host copies of blocks that are final or given up
+        self.host_touched = 0  # the last step that touches its host blocks
+        self.saved = 0  # while it waits: tokens that have KV, in `blocks`, then in `host_blocks`
         self.touched = 0  # the last step that touches its blocks
         self.started = 0  # the step that gave it its slot
         self.preemptions = 0
@@ -116,7 +118,9 @@ class Row:
         other = memo[id(self)] = object.__new__(Row)
         for name in Row.__slots__:
             value = getattr(self, name)
-            setattr(other, name, value[:] if isinstance(value, list | array) else value)
+            if isinstance(value, list | dict):
+                value = value.copy()
+            setattr(other, name, value[:] if isinstance(value, array) else value)
         return other
 
     @property
@@ -128,6 +132,12 @@ class Row:
     def position(self) -> int:
         """Tokens given to the model so far: the position of the next one."""
         return self.computed + self.in_flight
+
+    @property
+    def outputs_left(self) -> int:
+        """Outputs that it is still to be given: by what was foretold of its length, else at most."""
+        expected = self.request.expected_outputs - self.request.max_tokens + self.left
+        return min(expected, self.left) if expected > 0 else self.left
 
     @property
     def behind(self) -> int:

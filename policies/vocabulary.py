@@ -157,6 +157,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     traceparent: str = ""
     weight: float = 1.0  # the tenant's share inside its tier
     worker: str = ""  # that admission chose: taken while it lives
+    expected_outputs: int = 0  # in all, by its tenant's history; 0: only `max_tokens` is known
 
 
 class NewRow(msgspec.Struct, frozen=True, array_like=True):

@@ -136,6 +136,7 @@ class Harness:
         self.results.clear()
         self._fences = (Fences(spec.blocks), Fences(spec.host_blocks))
         self._tables: dict[int, tuple[tuple[str, int], list[int], int]] = {}  # slot: owner, blocks, computed
+        self._left: dict[str, tuple[tuple[str, int], list[int]]] = {}  # requests without a slot: owner, last blocks
 
     # What a client, the actor and the worker do
 
@@ -246,12 +247,17 @@ class Harness:
         owners: dict[int, tuple[str, int]] = {}
         for slot in step.drop:
             owner, blocks, _ = self._tables.pop(slot)
+            self._left[owner[0]] = (owner, blocks)
+        for owner, blocks in (*self._left.values(), *((owner, blocks) for owner, blocks, _ in self._tables.values())):
             owners |= dict.fromkeys(blocks, owner)
         for block, saved in step.swap_out:
             device.touch(block, owners[block], n)
             host.write(saved, ("swap", n), n, acknowledged)
         for new in step.new:
-            self._tables[new.slot] = ((new.request, n), list(new.blocks), new.computed)
+            owner, blocks = self._left.pop(new.request, ((new.request, n), []))
+            if blocks[:1] != new.blocks[:1]:
+                owner = (new.request, n)  # it kept none of its blocks
+            self._tables[new.slot] = (owner, list(new.blocks), new.computed)
         for saved, block in step.swap_in:
             host.touch(saved, ("swap", n), n)
             owner = next(owner for owner, blocks, _ in self._tables.values() if block in blocks)

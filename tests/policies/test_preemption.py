@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from harness import FixedStepTime, make_request
 
-from policies.preemption import choose_kind, choose_set, standing, worst
+from policies.giving import Costs, Link
+from policies.kv import KvMemory
+from policies.preemption import choose_set, standing, worst
 from policies.rows import Row
-from policies.vocabulary import StepTimeCoefficients
+from policies.running import Running
+from policies.vocabulary import StepTimeCoefficients, WorkerSpec
 
 
 def running_row(sequence: int, *, tier: int = 1, tpot_s: float | None = None, preemptions: int = 0) -> Row:
@@ -58,45 +62,108 @@ def test_who_is_not_needed_is_spared() -> None:
     assert chosen == [rows[0]]
 
 
-#: An 8 B model of 128 KiB a token on 50 GB/s: swap is an order of magnitude cheaper than 30,000 tokens/s of prefill.
-LARGE = {"block_bytes": 16 * 131_072, "swap_bytes_per_s": 50e9, "per_token_s": 1 / 30_000}
+#: An 8 B model of 128 KiB a token on 50 GB/s: a copy is an order of magnitude cheaper than 30,000 tokens/s of prefill.
+LARGE = (16 * 131_072, 50e9, StepTimeCoefficients(0.005, 0.005, 1 / 30_000))
 #: A 0.6 B model of 112 KiB a token on a slow link: computing again is cheaper.
-SMALL = {"block_bytes": 16 * 114_688, "swap_bytes_per_s": 5e9, "per_token_s": 1 / 400_000}
+SMALL = (16 * 114_688, 5e9, StepTimeCoefficients(0.005, 0.005, 1 / 400_000))
+#: Its steps stay at the floor, whatever they compute.
+FLOOR = (16 * 131_072, 50e9, StepTimeCoefficients(0.02, 0.001, 1e-6))
 
 
-def kind(
-    figures: dict[str, float], *, mode: str = "hybrid", tokens: int = 4096, resident: int = 0, host_free: int = 10_000
-) -> str:
-    return choose_kind(
-        mode=mode,
-        tokens=tokens,
-        resident=resident,
-        blocks=-(-tokens // 16),
-        host_free=host_free,
-        block_bytes=int(figures["block_bytes"]),
-        swap_bytes_per_s=figures["swap_bytes_per_s"],
-        step_time=FixedStepTime(StepTimeCoefficients(0.005, 0.005, figures["per_token_s"])),
-    )
+class Bench:
+    """Rows that decode at 4,096 tokens, and the prices of their blocks."""
+
+    def __init__(self, figures: tuple[int, float, StepTimeCoefficients] = LARGE, *, host: int = 10_000) -> None:
+        block_bytes, bytes_per_s, coefficients = figures
+        self.spec = WorkerSpec("m", "mock", 2000, host, block_bytes, 8, 8192, 8192, bytes_per_s, coefficients)
+        self.kv = KvMemory(self.spec.blocks, host)
+        self.running = Running(8, max_preemptions=2)
+        self.link = Link(self.spec)
+        self.costs = Costs(self.spec, FixedStepTime(coefficients), kv=self.kv, running=self.running, link=self.link)
+
+    def row(self, name: str = "r", *, outputs: int = 100, expected: int = 0, tpot_s: float | None = None) -> Row:
+        request = make_request(name, [len(self.running)] * 4096, outputs, tpot_s=tpot_s)
+        row = Row(msgspec.structs.replace(request, expected_outputs=expected), sequence=len(self.running), now=0.0)
+        self.kv.start(row, self.kv.look(row), 1)
+        self.running.enter(row)
+        row.computed, row.left, row.first_token_at = 4096, row.left - 1, 0.0
+        row.tokens.append(7)
+        self.running.prefilled(row)
+        self.kv.register(row)
+        return row
 
 
-def test_the_cheaper_way_is_taken() -> None:
-    """A large model on a fast link swaps; a small one on a slow link recomputes."""
-    assert kind(LARGE) == "swap"
-    assert kind(SMALL) == "recompute"
+@pytest.mark.parametrize(("figures", "copies"), [(LARGE, True), (SMALL, False), (FLOOR, False)])
+def test_the_cheaper_way_is_taken(figures: tuple[int, float, StepTimeCoefficients], copies: bool) -> None:
+    """A large model on a fast link copies; a small one on a slow link does not, nor one with compute to spare."""
+    bench = Bench(figures)
+    offer = bench.costs.offer(bench.row(), 256, now=0.0)
+    assert (offer.copy, offer.keep, offer.freed) == (copies, 0, 256)
 
 
-def test_what_others_hold_need_not_be_computed_again() -> None:
-    """A victim whose KV is nearly all shared recomputes, even where swap is cheap."""
-    assert kind(LARGE, resident=4080) == "recompute"
+def test_a_full_host_leaves_no_choice() -> None:
+    """Without room on the host there is nowhere to copy to."""
+    bench = Bench(host=255)
+    assert not bench.costs.offer(bench.row(), 256, now=0.0).copy
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "swap"])
-def test_a_full_host_leaves_no_choice(mode: str) -> None:
-    """Without host blocks there is nowhere to swap to."""
-    assert kind(LARGE, mode=mode, host_free=255) == "recompute"
+def test_copies_of_rows_that_run_are_no_obstacle() -> None:
+    """What was only copied ahead of need counts as room, but for the victim's own copies, which it uses."""
+    bench = Bench(host=256)
+    first, second = bench.row(), bench.row()
+    bench.kv.copy_out(first, list(range(200)), 1)
+    assert bench.costs.offer(second, 256, now=0.0).copy
+    assert bench.costs.offer(first, 256, now=0.0).copy
+    assert bench.kv.make_host_room(56, but=first)
+    assert len(first.host_blocks) == 200
 
 
-def test_an_operator_may_force_either() -> None:
-    """The mode overrides the cost rule."""
-    assert kind(SMALL, mode="swap") == "swap"
-    assert kind(LARGE, mode="recompute") == "recompute"
+def test_a_queue_on_the_link_makes_computing_again_cheaper() -> None:
+    """Copies wait for those before them, and rows in need wait with them."""
+    bench = Bench()
+    row = bench.row()
+    bench.link.carry(20_000, 0.0)
+    assert not bench.costs.offer(row, 256, now=0.0).copy
+    assert bench.costs.offer(row, 256, now=10.0).copy
+
+
+def test_what_is_copied_already_costs_no_second_copy() -> None:
+    """The way out of a block that the host has is free."""
+    bench = Bench()
+    row = bench.row()
+    before = bench.costs.offer(row, 256, needers=1, now=0.0)
+    bench.kv.copy_out(row, list(range(256)), 1)
+    after = bench.costs.offer(row, 256, needers=1, now=0.0)
+    assert before.copy
+    assert after.cost_s < before.cost_s / 1.5
+
+
+def test_no_more_than_the_tail_that_is_needed_is_given() -> None:
+    """The head stays, and what others hold too, which would free nothing."""
+    bench = Bench()
+    row = bench.row()
+    assert bench.kv.tail(row, 3) == (253, 3)
+    for block in row.blocks[:100]:
+        bench.kv.device.share(block)
+    assert bench.kv.tail(row, 1000) == (100, 156)
+
+
+def test_a_victim_that_keeps_its_promise_goes_before_one_that_would_not() -> None:
+    """A row far ahead of its pace gives way rather than one that is about to miss it."""
+    bench = Bench()
+    late, ahead = bench.row("late", tpot_s=0.006), bench.row("ahead", tpot_s=1.0)
+    costs = bench.costs
+    misses = [costs.badness(row, costs.offer(row, 10, now=0.0), off_s=0.5, now=0.0)[0] for row in (late, ahead)]
+    assert misses == [True, False]
+
+
+def test_who_ends_soon_is_told_by_what_was_foretold_else_by_the_bound() -> None:
+    """A release is in sight only where a row ends within the blocks that it has."""
+    bench = Bench()
+    bench.row(outputs=100)
+    assert bench.costs.release_s(1) == float("inf")
+    row = bench.row(outputs=100, expected=5)
+    assert bench.costs.release_s(1) == float("inf")
+    bench.kv.grow(row)
+    assert bench.costs.release_s(1) == pytest.approx(4 * bench.costs.step_s())
+    assert bench.costs.release_s(1, but=[row]) == float("inf")

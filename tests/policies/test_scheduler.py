@@ -319,7 +319,7 @@ def test_a_row_comes_back_from_the_host_with_all_it_had() -> None:
 
 def test_recompute_gives_the_same_outputs() -> None:
     """Without host memory the KV is computed again, less what the prefix cache kept."""
-    h = pressed("hybrid", host_blocks=0)
+    h = pressed("recompute", host_blocks=0)
     h.run()
     h.check_end()
     (preempted,) = events_of(h, Preempted)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from policies.config import SchedulerConfig
-from policies.events import Finished, Preempted
+from policies.events import Finished, Preempted, Reclaimed
 from policies.vocabulary import BLOCK_SIZE, Request
 
 PREFIXES = [[3] * 80, [3] * 32 + [4] * 48]
@@ -37,7 +37,7 @@ def draw_request(rnd: random.Random, name: str, *, blocks: int, vocabulary: int)
 def draw_config(rnd: random.Random) -> SchedulerConfig:
     return SchedulerConfig(
         steps_in_flight=rnd.choice([1, 2, 2, 3]),
-        preemption=rnd.choice(["hybrid", "swap", "swap", "recompute"]),
+        preemption=rnd.choice(["hybrid", "hybrid", "swap", "recompute", "tail", "tail", "none"]),
         max_preemptions=rnd.choice([0, 1, 2, 5]),
         min_run_steps=rnd.choice([0, 3]),
         single_flight_tokens=rnd.choice([16, 32]),
@@ -84,9 +84,9 @@ def test_requests_get_their_own_outputs_under_any_load(seed: int) -> None:
 
 
 def test_the_chaos_reaches_what_it_is_for() -> None:
-    """Among the chaotic runs there are swaps, recomputations, prefix hits and stops, or they would prove little."""
-    seen = {"swap": 0, "recompute": 0, "hit": 0}
-    for seed in range(40):
+    """Among the chaotic runs there are all kinds of preemption, prefix hits and stops, or they would prove little."""
+    seen = {"swap": 0, "recompute": 0, "tail": 0, "reclaimed": 0, "hit": 0}
+    for seed in range(60):
         rnd = random.Random(seed)
         harness = draw_harness(rnd)
         for i in range(20):
@@ -96,6 +96,8 @@ def test_the_chaos_reaches_what_it_is_for() -> None:
         for event in harness.events:
             if isinstance(event, Preempted):
                 seen[event.kind] += 1
+            elif isinstance(event, Reclaimed):
+                seen["reclaimed"] += 1
             elif isinstance(event, Finished):
                 seen["hit"] += event.cached_tokens > 0
     assert min(seen.values()) >= 20, seen
