@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from simulator.fairness import service_over_time
 from simulator.plots.style import PALETTE, QUIET, dress, figure, legend_below
@@ -35,6 +35,8 @@ def state_over_time(steps: Sequence[StepRecord], *, blocks: int, workers: int = 
         axes.step(edges, line, color=colour, linewidth=1.2, where="post")
         dress(axes, title=title, y=unit)
         axes.set_ylim(bottom=0)
+        if unit:
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     grid[2].set_ylim(0, 1.03)
     grid[2].yaxis.set_major_formatter(PercentFormatter(1.0))
     grid[2].set_xlabel("time (s)", fontsize=9)
