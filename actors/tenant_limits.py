@@ -21,13 +21,23 @@ class LimitsBook:
         self._clock = clock
         self._limits: dict[str, TenantLimits] = {}
 
-    def reserve(self, request: Request) -> Grant | Denied | None:
-        """Take what the request could use, or say which limit forbids it. None: the tenant is unknown."""
+    def reserve(self, request: Request, *, best_effort: bool = False) -> Grant | Denied | None:
+        """Take what the request could use, or say which limit forbids it. None: the tenant is unknown.
+
+        `best_effort`: above its rate a minute it is let in too, uncommitted.
+        """
         limits = self.of(request.tenant)
         if limits is None:
             return None
         ends_in_s = 86_400 - time.time() % 86_400
-        return limits.reserve(request.id, reserved_tokens(request), self._clock(), _day(), day_ends_in_s=ends_in_s)
+        return limits.reserve(
+            request.id,
+            reserved_tokens(request),
+            self._clock(),
+            _day(),
+            best_effort=best_effort,
+            day_ends_in_s=ends_in_s,
+        )
 
     def restore(self, request_id: str, tenant: str, tokens: int) -> None:
         """Count one that was admitted before a restart of ours."""

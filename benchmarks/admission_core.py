@@ -20,6 +20,7 @@ from statistics import median, quantiles
 
 from policies.admission import Candidate, decide
 from policies.admission.history import OutputHistory
+from policies.admission.lengths import HistoryLengths
 from policies.limits import TenantLimits
 from policies.step_time import Features, StepTimeModel
 from policies.vocabulary import Limits, RequestLoad, StepTimeCoefficients, WorkerLoad
@@ -90,7 +91,7 @@ def decisions() -> list[dict[str, object]]:
                 )
                 plain = measure(lambda c=candidate, at=load: decide(c, [at], now=0.0))  # type: ignore[misc]
                 known = measure(
-                    lambda c=candidate, at=load: decide(c, [at], now=0.0, history=history, tenant_of=tenants)  # type: ignore[misc]
+                    lambda c=candidate, at=load: decide(c, [at], now=0.0, lengths=HistoryLengths(history, tenants))  # type: ignore[misc]
                 )
                 outcome = type(decide(candidate, [load], now=0.0)).__name__
                 rows.append(

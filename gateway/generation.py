@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from actors.messages import Decision, Quota
-from policies.reasons import Reason
+from policies.admission.reasons import Reason
 from policies.vocabulary import Finish, Request
 
 __all__ = ["Delivery", "Frontend", "Generation", "GenerationFailed", "Refused"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
+from heapq import heapify, heappop, heappush
 from math import ceil, inf
 from typing import Generic, NamedTuple, TypeVar
 
@@ -39,7 +40,7 @@ class Due(NamedTuple, Generic[T]):
 class DeferredQueue(Generic[T]):
     """At most `size` requests, ordered by tier, then deadline, then arrival; a tenant at most `share` of them.
 
-    `add` is O(size) worst case, `remove` O(log size), `due` O(size).
+    `add` is O(size) worst case, `remove` O(log size), `expired` O(log size) each, `order` O(its length).
     """
 
     def __init__(self, size: int = 256, *, share: float = 0.5) -> None:
@@ -50,6 +51,7 @@ class DeferredQueue(Generic[T]):
         self._keys: dict[str, tuple[int, float, int]] = {}
         self._entries: dict[str, Deferred[T]] = {}
         self._order: list[tuple[int, float, int, str]] = []
+        self._deadlines: list[tuple[float, str]] = []  # a heap; what is not in the queue any more is skipped
         self._held: Counter[str] = Counter()
         self._count = 0
 
@@ -98,10 +100,32 @@ class DeferredQueue(Generic[T]):
 
     def due(self, now: float) -> Due[T]:
         """Drop what expired, and tell the order in which to examine the rest."""
-        expired = [entry for entry in self._entries.values() if entry.deadline_s < now]
-        for entry in expired:
-            self.remove(entry.id)
-        return Due(expired, [self._entries[key[3]] for key in self._order])
+        return Due(self.expired(now), self.order())
+
+    def expired(self, now: float) -> list[Deferred[T]]:
+        """Drop those whose deadline has passed. O(log size) each."""
+        out = []
+        while self._deadlines and self._deadlines[0][0] < now:
+            deadline, request_id = heappop(self._deadlines)
+            entry = self._entries.get(request_id)
+            if entry is not None and entry.deadline_s == deadline:
+                out.append(entry)
+                self.remove(request_id)
+        return out
+
+    def order(self, most: int | None = None) -> list[Deferred[T]]:
+        """In the order in which to examine them, the first `most`."""
+        return [self._entries[key[3]] for key in self._order[:most]]
+
+    def expires_at(self) -> float:
+        """The next instant after which something expires; inf when empty."""
+        while self._deadlines:
+            deadline, request_id = self._deadlines[0]
+            entry = self._entries.get(request_id)
+            if entry is not None and entry.deadline_s == deadline:
+                return deadline
+            heappop(self._deadlines)
+        return inf
 
     def wake_at(self) -> float:
         """The next instant at which something starts or expires by itself; inf when empty."""
@@ -114,6 +138,10 @@ class DeferredQueue(Generic[T]):
         self._entries[entry.id] = entry
         self._keys[entry.id] = (entry.tier, entry.deadline_s, count)
         insort(self._order, (entry.tier, entry.deadline_s, count, entry.id))
+        heappush(self._deadlines, (entry.deadline_s, entry.id))
+        if len(self._deadlines) > 4 * self._size + 64:
+            self._deadlines = [(e.deadline_s, e.id) for e in self._entries.values()]
+            heapify(self._deadlines)
         self._held[entry.tenant] += 1
 
     def _replace(self, victim: Deferred[T], entry: Deferred[T]) -> Deferred[T]:

@@ -20,12 +20,11 @@ from math import ceil, inf
 import msgspec
 
 from policies.admission.future_kv import Held, earliest_start, peak
-from policies.admission.history import OutputHistory
 from policies.admission.reasons import Reason
 from policies.admission.worker_state import HORIZON, Prompt, Reservation, WorkerState
 from policies.vocabulary import BLOCK_SIZE
 
-__all__ = ["MIN_ROOM", "Ask", "Forecast", "OutputHistory", "Reservation", "forecast"]
+__all__ = ["MIN_ROOM", "Ask", "Forecast", "Reservation", "forecast"]
 
 #: Prompt tokens that a step takes at least, however tight the pace.
 MIN_ROOM = 64

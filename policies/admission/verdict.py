@@ -8,8 +8,9 @@ from typing import Literal
 import msgspec
 
 from policies.admission.reasons import Reason
+from policies.vocabulary import Request, Tier
 
-__all__ = ["AdmissionKind", "Admit", "Candidate", "Defer", "Policy", "Refuse", "Verdict"]
+__all__ = ["AdmissionKind", "Admit", "Candidate", "Decided", "Defer", "Policy", "Refuse", "Verdict", "candidate_of"]
 
 AdmissionKind = Literal["none", "no-evict", "token-budget", "mooncake-naive", "mooncake", "contract"]
 
@@ -30,22 +31,43 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     committed: bool = True  # within the tenant's rate: else best effort, whatever its tier
     cached: Mapping[str, int] = {}  # prompt tokens in the prefix cache, by worker
 
+    @property
+    def binds(self) -> bool:
+        """Whether it has a contract that counts: not in the flex tier, not above its tenant's rate."""
+        return self.committed and self.tier < Tier.flex
+
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How admission decides: the kind, and the few figures of a decision."""
 
     kind: AdmissionKind = "contract"
+
     lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
-    outputs_quantile: float = 0.65  # of a tenant's history, for what is still to come
+    outputs_quantile: float = 0.65  # of the lengths known, for what is still to come
+    flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
+
+    relegate: bool = False  # what would be refused for want of room under its contract goes in as best effort
+    above_rate: bool = False  # a tenant above its committed rate goes in as best effort; else its limits refuse it
+
     retry_floor_s: float = 0.05
     jitter: float = 0.15
     load_time_s: float = 5.0  # until a worker for the model may be there
-    flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
+
+    queue_size: int = 512  # deferred requests of a model, at most
+    queue_share: float = 0.5  # of these, a tenant may hold
+    looked_at: int = 64  # deferred requests that a report of load examines again, at most
+    shortlist: int = 8  # workers that a decision looks at, at most (see fleet.py)
+
+    queued_tokens: int = 16_384  # token-budget: prompt tokens that wait on a worker; above, nothing comes in
+    uniform_outputs: int = 0  # mooncake: every request decodes so many; 0: what is expected of the candidate
 
 
 class Admit(msgspec.Struct, frozen=True, kw_only=True):
-    """Submit it at `tier` with `ttft_s` remaining and `tpot_s`; best on `worker`."""
+    """Submit it at `tier` with `ttft_s` remaining and `tpot_s`, on `worker`; empty: wherever it is placed.
+
+    `relegated`: it had a contract, and comes in without: flex, nothing promised.
+    """
 
     worker: str
     tier: int
@@ -53,7 +75,8 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True):
     tpot_s: float | None
     predicted_ttft_s: float  # from arrival
     predicted_tpot_s: float
-    headroom_s: float  # of the TTFT (or of the wait) that is left; inf never
+    headroom_s: float  # of the TTFT (or of the wait) that is left; inf: nothing bounds it
+    relegated: bool = False
 
 
 class Defer(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +88,7 @@ class Defer(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ttft_s: float
     predicted_tpot_s: float
     reason: Reason  # what it waits for
+    tier: int  # that it would be submitted at
 
 
 class Refuse(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,3 +102,31 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Verdict = Admit | Defer | Refuse
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """What became of a request that was deferred."""
+
+    request: Request
+    candidate: Candidate
+    verdict: Admit | Refuse
+
+
+def candidate_of(
+    request: Request, now: float, *, committed: bool = True, patience_s: float = 30.0, cached: Mapping[str, int] = {}
+) -> Candidate:
+    """`request` as it stands at the door at `now`."""
+    return Candidate(
+        id=request.id,
+        tenant=request.tenant,
+        model=request.model,
+        tier=request.tier,
+        prompt_tokens=len(request.prompt) // 4,
+        max_tokens=request.max_tokens,
+        arrived_s=now,
+        ttft_s=request.ttft_s,
+        tpot_s=request.tpot_s,
+        max_wait_s=patience_s,
+        committed=committed,
+        cached=cached,
+    )

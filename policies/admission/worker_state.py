@@ -37,6 +37,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     deadline_s: float | None = None  # instant of its first-token deadline, on the caller's clock
     tpot_s: float | None = None
+    outputs: int | None = None  # expected; None: all it may produce
 
 
 class WorkerState:
@@ -176,7 +177,8 @@ class WorkerState:
             due = inf if r.deadline_s is None else r.deadline_s - now
             pace = inf if r.tpot_s is None else r.tpot_s
             tokens = max(1, r.prompt_tokens)
-            self.prompts.append((r.tier, _order(due), number, tokens, 0, r.max_tokens, pace, False, due))
+            outputs = r.max_tokens if r.outputs is None else r.outputs
+            self.prompts.append((r.tier, _order(due), number, tokens, 0, outputs, pace, False, due))
 
     def _in_flight_s(self) -> float:
         """The time of a step as it is now, with rows of every tier."""

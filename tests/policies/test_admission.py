@@ -14,6 +14,7 @@ from worker_sim import COEFFICIENTS, Job, Worker
 from policies.admission import Admit, Candidate, Defer, Margin, Policy, Reason, Refuse, Reservation, decide, http_error
 from policies.admission.deferred import Deferred, DeferredQueue
 from policies.admission.history import OutputHistory
+from policies.admission.lengths import HistoryLengths
 from policies.vocabulary import RequestLoad, StepTimeCoefficients, WorkerLoad
 
 
@@ -214,7 +215,7 @@ def test_history_admits_what_max_tokens_would_hold_back() -> None:
     load = worker_load(rows, blocks=400)
     tenants = {str(i): "gold" for i in range(4)}
     assert not isinstance(decide(candidate(max_tokens=1000), [load], now=0.0), Admit)
-    known = decide(candidate(max_tokens=1000), [load], now=0.0, history=history, tenant_of=tenants)
+    known = decide(candidate(max_tokens=1000), [load], now=0.0, lengths=HistoryLengths(history, tenants))
     assert isinstance(known, Admit)
 
 
@@ -469,8 +470,7 @@ class Door:
             [self.worker.load(self.ratio)],
             ahead,
             now=self.worker.now,
-            history=self.history,
-            tenant_of=tenants,
+            lengths=HistoryLengths(self.history, tenants),
         )
         if isinstance(verdict, Defer):
             turned_away = self.queue.add(

@@ -49,7 +49,7 @@ def test_at_its_earliest_start_a_newcomer_fits(
 
 
 def test_what_is_still_to_come_is_a_quantile_of_longer_outputs() -> None:
-    """Given what was generated, only past outputs that were longer count, and max_tokens bounds all."""
+    """Of 100 known lengths the 80 % quantile of those above what is generated; max_tokens where too few are known."""
     history = OutputHistory(enough=20)
     for length in range(1, 101):
         history.add("a", length)
@@ -57,18 +57,36 @@ def test_what_is_still_to_come_is_a_quantile_of_longer_outputs() -> None:
     assert history.remaining("a", 50, 1000, 0.8) == 41
     assert history.remaining("a", 0, 30, 0.8) == 30
     assert history.remaining("a", 95, 400, 0.8) == 400  # too few were longer
-    assert history.remaining("b", 0, 400, 0.8) == 400
+
+
+def test_of_a_new_tenant_the_lengths_of_all_are_expected() -> None:
+    """Until enough of its own answers are known; then these alone, until one is longer than all of them."""
+    history = OutputHistory(enough=10)
+    assert history.remaining("new", 0, 4000) == 4000
+    for length in range(101, 201):
+        history.add("old", length)
+    assert history.remaining("new", 0, 4000, 0.8) == 181
+    for _ in range(9):
+        history.add("new", 7)
+    assert history.remaining("new", 0, 4000, 0.8) > 100
+    for _ in range(2):
+        history.add("new", 7)
+    assert history.remaining("new", 0, 4000, 0.8) == 7
+    assert history.remaining("new", 30, 4000, 0.8) == 151
 
 
 def test_history_forgets_what_is_old() -> None:
-    """Only the last `window` outputs of the last `tenants` tenants are kept."""
+    """Only the last `window` outputs of the last `tenants` tenants are kept, and four times as many of all."""
     history = OutputHistory(window=20, tenants=2, enough=20)
     for length in [1000] * 20 + [10] * 20:
         history.add("a", length)
     assert history.remaining("a", 0, 4000, 0.8) == 10
     history.add("b", 1)
     history.add("c", 1)
-    assert history.remaining("a", 0, 4000, 0.8) == 4000
+    assert history.remaining("a", 0, 4000, 0.8) == 1000, "its own are forgotten: those of all"
+    for _ in range(80):
+        history.add("c", 3)
+    assert history.remaining("a", 0, 4000, 0.8) == 3
 
 
 def busy_worker(seed: int, *, decoding: int, prompts: int, slots: int = 64) -> Worker:
