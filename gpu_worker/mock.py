@@ -99,6 +99,8 @@ class MockEngine:
         tokens_per_step: int | None = None,
         max_context: int | None = None,
         step_time: StepTimeCoefficients | None = None,
+        block_bytes: int | None = None,
+        swap_bytes_per_s: float = 20e9,
         progress: Progress | None = None,
     ) -> MockEngine:
         """A mock of the model in `directory`, of which only config.json is read; without one, of a common shape.
@@ -116,11 +118,11 @@ class MockEngine:
             device="mock",
             blocks=blocks,
             host_blocks=blocks if host_blocks is None else host_blocks,
-            block_bytes=elements * 2,
+            block_bytes=block_bytes or elements * 2,
             slots=slots,
             tokens_per_step=tokens_per_step or 2048,
             max_context=context,
-            swap_bytes_per_s=20e9,
+            swap_bytes_per_s=swap_bytes_per_s,
             step_time=step_time or MOCK_STEP_TIME,
         )
         if progress is not None:

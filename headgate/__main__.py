@@ -22,6 +22,7 @@ COMMANDS = {
     "tenants": "Create, change, list and delete tenants.",
     "keys": "Create, list, rotate and revoke API keys.",
     "usage": "Sum up who used how many tokens.",
+    "bench": "Play a workload against a running stack: whose contract was kept.",
     "trace": "Print the way of a request through all actors.",
     "profile": "Measure a worker, and write its device model for simulations.",
     "simulate": "Say what would become of a workload, under any policy.",

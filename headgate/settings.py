@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kv_mib: int = 0
     threads: int = 0  # of a CPU worker
     mock_step_ms: float = 0.0  # of every step of the mock device; 0: what its timing model says
+    mock_profile: str = ""  # device model that the mock takes its sizes and step times from: a name or a file
     preemption: str = "hybrid"  # none | recompute | swap | tail | hybrid
     force_preempt_every: int = 0
     sample_ratio: float = 1.0

@@ -56,6 +56,12 @@ _OPTIONS = (
         help="Length of every step of the mock device. [default: that of a large GPU, by its load]",
     ),
     click.option(
+        "--mock-profile",
+        default="",
+        help="Sizes and step times of the mock device: a device model by name (llama2-70b-h100-tp4) or a file of"
+        " `headgate profile`.",
+    ),
+    click.option(
         "--preemption",
         default="hybrid",
         show_default=True,

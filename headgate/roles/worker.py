@@ -13,8 +13,11 @@ import structlog
 from actors.runtime.heartbeat import Alive
 from actors.worker import Worker
 from gpu_worker.engine import Engine, Progress, load_engine
+from gpu_worker.mock import MockEngine
 from headgate.process import RoleContext
+from headgate.settings import Settings
 from observability.metrics import WorkerMetrics
+from simulator.devices import load_device
 
 __all__ = ["worker"]
 
@@ -59,6 +62,8 @@ async def _load(context: RoleContext) -> Engine:
 def _load_engine(context: RoleContext, progress: Progress) -> Engine:
     settings = context.settings
     began = time.monotonic()
+    if settings.device == "mock" and settings.mock_profile:
+        return _load_mock(settings, progress)
     engine = load_engine(
         settings.model,
         device=settings.device,
@@ -73,3 +78,20 @@ def _load_engine(context: RoleContext, progress: Progress) -> Engine:
     )
     structlog.get_logger().info("engine loaded", seconds=round(time.monotonic() - began, 2))
     return engine
+
+
+def _load_mock(settings: Settings, progress: Progress) -> Engine:
+    """A mock with the figures of a device model, as the simulator has them. Sizes of `settings` go first."""
+    device = load_device(settings.mock_profile)
+    return MockEngine.load(
+        settings.model,
+        model=settings.name,
+        blocks=device.blocks,
+        host_blocks=device.host_blocks,
+        slots=settings.slots or device.slots,
+        tokens_per_step=settings.tokens_per_step or device.tokens_per_step,
+        step_time=device.step_time,
+        block_bytes=device.block_bytes,
+        swap_bytes_per_s=device.swap_bytes_per_s,
+        progress=progress,
+    )
