@@ -116,6 +116,10 @@ def _figures(run: Metrics) -> Table:
         "speed": f"{run.wall_s:.1f} s, "
         f"{(run.contract.offered + run.free.offered) / max(run.wall_s, 1e-9):,.0f} simulated requests/s",
     }
+    if not run.transferred_gb:
+        del figures["between workers"]
+    if run.ttft_coverage is None:
+        del figures["first tokens"]
     for name, text in figures.items():
         table.add_row(Text(name, style="bold"), text)
     return table

@@ -20,7 +20,7 @@ from headgate.simulation_output import draw_run, draw_sweep, folder_name, write_
 from headgate.simulation_progress import Bar
 from policies.catalog import DEFAULT
 from simulator.errors import SimulatorError
-from simulator.experiment.cell import Cell, device_of, policies_of, simulation_of, workload_of
+from simulator.experiment.cell import SYNTHETIC, Cell, device_of, policies_of, simulation_of, workload_of
 from simulator.metrics import Metrics, measure
 from simulator.records import Result, Workload
 from simulator.tables import comparison, details
@@ -61,6 +61,8 @@ def command(
     given = [name for name in (trace, synthetic, workload) if name]
     if len(given) != 1:
         raise click.UsageError("give one of --trace, --synthetic and --workload")
+    if synthetic and not synthetic.endswith(SYNTHETIC):
+        raise click.UsageError(f"--synthetic {synthetic!r}: the name of a made-up workload ends in {SYNTHETIC}")
     with readable():
         if workload:
             _in_steps(workload, policy, transfer=transfer, plot=plot, as_json=as_json)

@@ -28,7 +28,7 @@ _OPTIONS = (
     click.option(
         "--trace", type=click.Path(), help="Requests: CSV (ours or Azure's) or JSON lines (Mooncake), plain or gzip."
     ),
-    click.option("--synthetic", type=click.Path(), help="Requests drawn as a TOML file says, instead of --trace."),
+    click.option("--synthetic", type=click.Path(), help="Requests made up as a TOML file says, instead of --trace."),
     click.option("--workload", type=click.Path(), help="A small workload in whole steps (JSON): prints who runs when."),
     click.option(
         "--policy",
@@ -46,9 +46,8 @@ _OPTIONS = (
     click.option("--set", "changes", multiple=True, metavar="PART=VALUE", help="Change any part: chunk_tokens=512."),
     click.option(
         "--tenants",
-        default="default",
-        show_default=True,
-        help=f"Who they are and what they are promised: a TOML file, or {', '.join(mix_names())}.",
+        help=f"Who they are and what they are promised: a TOML file, or {', '.join(mix_names())}. [default: default, "
+        "or what --synthetic says itself]",
     ),
     click.option(
         "--load",

@@ -11,14 +11,15 @@ import msgspec
 
 from policies.catalog import DEFAULT, PolicySet
 from simulator.devices import load_device, scaled_kv
-from simulator.errors import SimulatorError
 from simulator.overrides import changed_policies, label
 from simulator.records import Device, Workload
 from simulator.simulation import Knowledge, Simulation
-from simulator.workload import load_mix, load_trace
+from simulator.workload import generate, load_mix, load_synthetic, load_trace, window
 
-__all__ = ["Cell", "device_of", "policies_of", "simulation_of", "workload_of"]
+__all__ = ["SYNTHETIC", "Cell", "device_of", "policies_of", "simulation_of", "workload_of"]
 
+#: How the name of a made-up workload ends.
+SYNTHETIC = ".toml"
 # Finite: TOML has inf, and no run of it would end.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -27,8 +28,8 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that a run depends on. Paths are absolute, or names of what is shipped."""
 
-    trace: str
-    tenants: str = "default"
+    trace: str  # or a made-up workload (.toml)
+    tenants: str | None = None  # a mix; None: "default", or what a made-up workload says itself
     device: str
     policy: str = DEFAULT
     changes: dict[str, Any] = {}  # see simulator.overrides
@@ -61,7 +62,8 @@ def workload_of(cell: Cell) -> Workload:
 
     :raises SimulatorError: if it cannot be read, or nothing is in the window.
     """
-    return _window(_workload(cell.trace, cell.tenants, cell.slo_scale, cell.seed), cell.from_s, cell.until_s)
+    whole = _workload(cell.trace, cell.tenants, cell.slo_scale, cell.seed)
+    return window(whole, cell.from_s, cell.until_s) if cell.from_s or cell.until_s is not None else whole
 
 
 def simulation_of(cell: Cell, *, workload: Workload | None = None, keep_steps: bool = False) -> Simulation:
@@ -96,27 +98,16 @@ def device_of(cell: Cell) -> Device:
 
 
 @lru_cache(maxsize=2)
-def _workload(trace: str, tenants: str, slo_scale: float, seed: int) -> Workload:
+def _workload(trace: str, tenants: str | None, slo_scale: float, seed: int) -> Workload:
     """Cached: the policies and loads of a grid run on the same one, after each other."""
-    mix = load_mix(tenants)
-    return load_trace(trace, tenants=mix if slo_scale == 1 else mix.scaled(slo_scale), seed=seed)
-
-
-def _window(workload: Workload, from_s: float, until_s: float | None) -> Workload:
-    if not from_s and until_s is None:
-        return workload
-    kept = [a for a in workload.arrivals if from_s <= a.at_s and (until_s is None or a.at_s < until_s)]
-    if not kept:
-        raise SimulatorError(
-            f"{workload.name}: no arrival from {from_s:g} s until {until_s or workload.duration_s:g} s; "
-            f"its arrivals span {workload.duration_s:g} s"
-        )
-    shifted = [msgspec.structs.replace(arrival, at_s=arrival.at_s - from_s) for arrival in kept]
-    return Workload(name=workload.name, arrivals=shifted, tenants=workload.tenants)
+    made_up, mix = load_synthetic(trace) if trace.endswith(SYNTHETIC) else (None, load_mix("default"))
+    mix = (mix if tenants is None else load_mix(tenants)).scaled(slo_scale)
+    return load_trace(trace, tenants=mix, seed=seed) if made_up is None else generate(made_up, tenants=mix, seed=seed)
 
 
 @lru_cache(maxsize=64)
-def _content(path: str) -> bytes:
+def _content(path: str | None) -> bytes:
     """What a file says; b"" of what is shipped under a name."""
-    file = Path(path)
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).digest() if file.is_file() else b""
+    if path is None or not (file := Path(path)).is_file():
+        return b""
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()

@@ -3,7 +3,7 @@
 baseline = "chunked"            # what others are compared with; a policy of the grid
 
 [grid]
-traces = ["azure.csv"]          # paths from the folder of this file
+traces = ["azure.csv"]          # or made-up ones (.toml); paths from the folder of this file
 loads = [0.5, 1.0, 1.5, 3.0]
 policies = ["headgate", "chunked", { policy = "headgate", preemption = "swap" }]
 seeds = [0, 1, 2, 3, 4]

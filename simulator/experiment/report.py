@@ -93,9 +93,11 @@ def _varying(cells: Sequence[Cell]) -> list[str]:
 
 def _shown(field: str, value: object) -> str:
     if field == "trace":
-        return Path(str(value)).name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
+        return (
+            Path(str(value)).name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl").removesuffix(".toml")
+        )
     if field in ("tenants", "device"):
-        return Path(str(value)).stem
+        return Path(str(value)).stem if value else "default tenants"
     return f"{field} {value}"
 
 

@@ -133,23 +133,23 @@ def _each(
     """The number and the result of each cell, as they come. What cannot be simulated gives its error."""
     if jobs <= 1 or len(cells) <= 1:
         for number, cell in enumerate(cells):
-            try:
-                yield number, function(cell)
-            except SimulatorError as error:
-                yield number, error
+            yield number, _attempt(function, cell)
         return
     # Spawned: a process that has threads must not be forked.
     with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=get_context("spawn")) as pool:
         try:
-            calls = {pool.submit(function, cell): number for number, cell in enumerate(cells)}
+            calls = {pool.submit(_attempt, function, cell): number for number, cell in enumerate(cells)}
             for call in as_completed(calls):
-                failure = call.exception()
-                if isinstance(failure, SimulatorError):
-                    yield calls[call], failure
-                else:
-                    yield calls[call], call.result()  # raises what is a defect
+                yield calls[call], call.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _attempt(function: Callable[[Cell], _T], cell: Cell) -> _T | SimulatorError:
+    try:
+        return function(cell)
+    except SimulatorError as error:
+        return SimulatorError(str(error))  # errors with fields of their own do not survive the way between processes
 
 
 def _failed(failures: Sequence[tuple[Cell, Exception]], total: int) -> str:

@@ -104,7 +104,7 @@ def test_plots_are_written(trace: Path, tmp_path: Path) -> None:
         (["--trace", "{trace}", "--tenants", "nobody"], 1, "nobody"),
         (["--trace", "{trace}", "--set", "speed"], 2, "expected PART=VALUE"),
         (["--trace", "{trace}", "--set", "speed=3"], 1, "there is no part 'speed'"),
-        (["--trace", "{trace}", "--from-s", "99"], 1, "no arrival from 99 s"),
+        (["--trace", "{trace}", "--from-s", "99"], 1, "window from 99.0 s"),
         (["--trace", "{trace}", "--load", "0"], 2, "0"),
         (["--workload", "none.json"], 1, "none.json: cannot be read"),
         (["--workload", str(_STEPS), "--policy", "headgate"], 2, "there are static, dynamic, continuous"),

@@ -159,6 +159,14 @@ def test_a_cell_that_fails_does_not_stop_the_others(grid_file: Path, tmp_path: P
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 8
 
 
+def test_an_error_of_another_process_comes_back_whole(grid_file: Path, tmp_path: Path) -> None:
+    """With the line of the trace that is wrong."""
+    trace = grid_file.parent / "small.csv"
+    trace.write_text(trace.read_text() + "9.0,-1,10\n")
+    with pytest.raises(CellFailed, match=r"8 of 8 runs failed.*\n.*line 62: "):
+        run_grid(load_grid(grid_file), tmp_path / "out", jobs=2)
+
+
 def test_a_window_begins_at_zero(grid_file: Path) -> None:
     """Its arrivals are those between, moved to the beginning."""
     window = workload_of(_cell(grid_file, from_s=1.0, until_s=2.0))
@@ -257,3 +265,17 @@ def test_infinite_loads_are_none(grid_file: Path) -> None:
     grid_file.write_text(grid_file.read_text().replace("[0.5, 1.0]", "[inf]"))
     with pytest.raises(BadGrid, match=r"grid\.loads: inf"):
         load_grid(grid_file)
+
+
+def test_a_made_up_workload_is_a_trace_too(grid_file: Path, tmp_path: Path) -> None:
+    """With the tenants that it names, unless the grid says otherwise."""
+    (grid_file.parent / "made.toml").write_text(
+        "rate_rps = 20\nduration_s = 2\n"
+        '[prompt]\ndistribution = "constant"\ntokens = 50\n[output]\ndistribution = "constant"\ntokens = 5\n'
+        "[tenants.acme]\nshare = 1.0\nttft_ms = 1000\n"
+    )
+    grid_file.write_text(grid_file.read_text().replace("small.csv", "made.toml"))
+    results = run_grid(load_grid(grid_file), tmp_path / "out")
+    assert [group.name for group in results[0].metrics.tenants] == ["acme"]
+    assert results[0].metrics.contract.offered > 10
+    assert "## made" in make_report(load_grid(grid_file), results)
