@@ -8,7 +8,6 @@ bursty a client is. Lengths are not published so; they are drawn from distributi
 
 from __future__ import annotations
 
-import csv
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 from simulator.errors import BadSynthetic, BadTrace
 from simulator.records import Arrival, Workload
+from simulator.workload.csv_format import split_line
 from simulator.workload.fields import FieldError, arrival, number
 from simulator.workload.lengths import Lengths, drawer
 from simulator.workload.lines import numbered_lines
@@ -142,7 +142,7 @@ def _read(path: Path) -> Iterator[_Window]:
         raise BadTrace(path, line, f"column {', '.join(missing)} is missing; windows have {', '.join(_COLUMNS)}")
     at = [names.index(name) for name in _COLUMNS]
     for line, text in lines:
-        fields = next(csv.reader([text]))
+        fields = split_line(path, line, text)
         if len(fields) != len(names):
             raise BadTrace(path, line, f"{len(fields)} fields in {text[:200]!r}; the header names {len(names)} columns")
         client, start, rate, cv, family = (fields[i].strip() for i in at)

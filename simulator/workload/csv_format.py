@@ -13,7 +13,7 @@ from pathlib import Path
 from simulator.errors import BadTrace
 from simulator.workload.fields import FieldError, Row, arrival, number, tokens
 
-__all__ = ["read_csv"]
+__all__ = ["read_csv", "split_line"]
 
 _AZURE = ("timestamp", "contexttokens", "generatedtokens")
 _PLAIN = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -29,7 +29,7 @@ def read_csv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
     :raises BadTrace: a column is missing, a field is wrong, or arrivals are not in order.
     """
     header_line, header = next(lines)
-    names = [name.strip().lower() for name in _split(path, header_line, header)]
+    names = [name.strip().lower() for name in split_line(path, header_line, header)]
     columns = _AZURE if "timestamp" in names or "contexttokens" in names else _PLAIN
     missing = [name for name in columns if name not in names]
     if missing:
@@ -46,7 +46,7 @@ def read_csv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
     instant = _azure_clock(names[at]) if columns is _AZURE else _plain_clock
     before, before_text = 0.0, ""
     for line, text in lines:
-        fields = _split(path, line, text)
+        fields = split_line(path, line, text)
         if len(fields) != len(names):
             raise BadTrace(path, line, f"{len(fields)} fields in {text[:200]!r}; the header names {len(names)} columns")
         try:
@@ -70,7 +70,11 @@ def read_csv(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
         yield row
 
 
-def _split(path: Path, line: int, text: str) -> list[str]:
+def split_line(path: Path, line: int, text: str) -> list[str]:
+    """The fields of a line.
+
+    :raises BadTrace: its quotes are not closed.
+    """
     if '"' not in text:
         return text.split(",")
     try:

@@ -37,7 +37,7 @@ def read_mooncake(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]
     for line, text in lines:
         try:
             entry = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadTrace(path, line, f"not JSON ({error}): {text[:80]!r}; one object a line is needed") from None
         if not isinstance(entry, dict):
             raise BadTrace(
