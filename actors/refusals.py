@@ -15,7 +15,7 @@ _WORDS = {
     Reason.tpot_unattainable: "tokens would come every {m:.4f} s, the tightest contract allows {t:.4f} s",
     Reason.kv_exhausted: "the KV cache would peak at {m:.0f} blocks, {t:.0f} may be used",
     Reason.deadline_exceeded: "it waited {m:.2f} s of {t:.2f} s and can no longer start in time",
-    Reason.queue_full: "{m:.0f} requests wait already, and its tenant has its share of the {t:.0f} places",
+    Reason.queue_full: "the queue is full: {m:.0f} wait already, {t:.0f} may",
     Reason.no_worker: "no worker serves this model now",
     Reason.requests_per_minute: "the limit of {t:.0f} requests a minute is used up",
     Reason.tokens_per_minute: "the limit of {t:.0f} tokens a minute does not allow it: {m:.0f} would be used",

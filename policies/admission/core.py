@@ -23,10 +23,13 @@ from policies.admission.deferred import Deferred, DeferredQueue
 from policies.admission.fleet import Fleet
 from policies.admission.lengths import HistoryLengths, OutputLengths
 from policies.admission.margin import Margin
+from policies.admission.mooncake import mooncake, mooncake_naive
+from policies.admission.no_evict import no_evict
 from policies.admission.open_door import open_door
 from policies.admission.reasons import Reason
 from policies.admission.reservations import Reservations
 from policies.admission.situation import Gate, Situation, nobody
+from policies.admission.token_budget import token_budget
 from policies.admission.verdict import (
     AdmissionKind,
     Admit,
@@ -43,7 +46,14 @@ from policies.vocabulary import Contract, Request, WorkerLoad
 
 __all__ = ["Admission"]
 
-_GATES: Mapping[AdmissionKind, Gate] = {"none": open_door, "contract": contract}
+_GATES: Mapping[AdmissionKind, Gate] = {
+    "none": open_door,
+    "no-evict": no_evict,
+    "token-budget": token_budget,
+    "mooncake-naive": mooncake_naive,
+    "mooncake": mooncake,
+    "contract": contract,
+}
 #: Tenants whose margins are kept, the last that ended a request.
 _MARGINS = 4096
 #: Deferred requests ahead that a newcomer's forecast counts: with so many it waits in any case.
@@ -236,7 +246,7 @@ class Admission:
         state, policy = self._models.get(candidate.model), self.policy
         if state is None or not len(state.fleet) or now - state.fleet.heard_at >= self._load_stale_s:
             return nobody(policy)
-        binds = candidate.binds
+        binds = candidate.binds and policy.kind == "contract"  # the others know no classes
         time_s = candidate.ttft_s if binds and candidate.ttft_s is not None else candidate.max_wait_s
         loads = state.fleet.shortlist(
             1 if policy.kind == "none" else policy.shortlist, binding=binds, time_s=time_s, cached=candidate.cached

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import inf
+import msgspec
 
+from policies.admission.glance import admit_as_it_is
 from policies.admission.situation import Situation
 from policies.admission.verdict import Admit, Candidate
 from policies.step_time import step_time
@@ -12,16 +13,10 @@ __all__ = ["open_door"]
 
 
 def open_door(candidate: Candidate, situation: Situation) -> Admit:
-    """To the emptiest worker. What it predicts is the estimate by which workers are compared, and no promise. O(1)."""
+    """Wherever it is placed. What it predicts is a cheap estimate for the emptiest worker, and no promise. O(1)."""
     load = situation.loads[0]
-    cached = min(candidate.cached.get(load.worker, 0), candidate.prompt_tokens - 1)
-    own = step_time(load.step_time, candidate.prompt_tokens - cached, 0.0, 0.0, 1)
-    return Admit(
-        worker=load.worker,
-        tier=candidate.tier,
-        ttft_s=None if candidate.ttft_s is None else candidate.ttft_s - (situation.now - candidate.arrived_s),
-        tpot_s=candidate.tpot_s,
-        predicted_ttft_s=situation.now - candidate.arrived_s + situation.wait_s + own,
-        predicted_tpot_s=situation.step_s,
-        headroom_s=inf,
+    own = step_time(load.step_time, candidate.prompt_tokens, 0.0, 0.0, 1)
+    admit = admit_as_it_is(
+        candidate, situation, load.worker, first_token_s=situation.wait_s + own, step_s=situation.step_s
     )
+    return msgspec.structs.replace(admit, worker="")
