@@ -35,11 +35,13 @@ def _require(condition: bool, what: str) -> None:
 
 def _check_holders(kv: KvMemory, live: list[Row]) -> None:
     for name, pool, held in (
-        ("device", kv.device, Counter(block for row in live for block in row.blocks)),
+        ("device", kv.device, Counter([*kv.transit.all_blocks(), *(block for row in live for block in row.blocks)])),
         ("host", kv.host, Counter(block for row in live for block in row.host_blocks.values())),
     ):
         for block, refs in enumerate(pool.refs):
             _require(refs == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it")
+    coming = len(kv.transit.all_blocks())
+    _require(kv.transit.held == coming, f"{kv.transit.held} blocks are counted in transit, {coming} are")
     keepers = {row for row in live if row.place is Place.waiting and row.blocks}
     _require(kv.keepers.keys() == keepers, f"{len(kv.keepers)} rows are listed as keepers, {len(keepers)} wait so")
     copied = {row for row in live if row.place is not Place.waiting and row.host_blocks}

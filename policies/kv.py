@@ -20,6 +20,7 @@ from typing import NamedTuple
 from policies.blocks import BlockPool
 from policies.prefix import PrefixIndex, extend_chain
 from policies.rows import Row
+from policies.transit import Transit
 from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["KvMemory", "NameBlocks", "Start", "blocks_for", "hash_names"]
@@ -54,7 +55,7 @@ class KvMemory:
     need not be copied out again, until the host needs the room. Without `share`, nobody finds another's blocks.
     """
 
-    __slots__ = ("_keep_copies", "_names", "_share", "copied", "device", "host", "index", "keepers")
+    __slots__ = ("_keep_copies", "_names", "_share", "copied", "device", "host", "index", "keepers", "transit")
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class KvMemory:
         self.index = PrefixIndex(blocks)
         self.device = BlockPool(blocks, on_reuse=self.index.forget)
         self.host = BlockPool(host_blocks)
+        self.transit = Transit(self.device)
         self.keepers: dict[Row, None] = {}  # rows that wait, with device blocks
         self.copied: dict[Row, None] = {}  # rows that run, with copies on the host; the oldest copies first
 
@@ -116,6 +118,23 @@ class KvMemory:
             if host:
                 self.copied[row] = None
         return copies
+
+    def adopt(self, row: Row, blocks: list[int], tokens: int) -> None:
+        """A row is about to wait with its KV: that of its first `tokens` tokens is in `blocks`, held for it."""
+        keep = blocks_for(tokens)
+        row.blocks = blocks
+        row.computed = row.saved = tokens
+        self.release(row, keep=keep)
+        if keep:
+            self.keepers[row] = None
+            self.register(row)
+
+    def lend(self, row: Row) -> None:
+        """A row leaves with its KV: its device blocks stay held, without it, until they are given back."""
+        self.transit.keep(row.request.id, row.blocks, fence=row.touched)
+        row.blocks = []
+        row.room = row.registered = 0
+        self.keepers.pop(row, None)
 
     def grow(self, row: Row) -> int:
         """One more block for a row."""

@@ -68,6 +68,10 @@ class Planner:
         """The instant from which a step may be planned although nothing happened since none could be; inf: never."""
         return min(self._batching.wake_at(self._running, self._waiting), self._waiting.hopeless_at())
 
+    def may_expect(self, blocks: int) -> bool:
+        """Whether so many blocks may be held for a request that is not here yet."""
+        return self._pressure.may_expect(blocks)
+
     def plan(self, number: int, now: float, *, alone: bool) -> Flight | None:
         """Step `number`; None if there is nothing that a worker should do now. `alone`: no other step is in flight."""
         draft = self._fill(number, now)

@@ -21,8 +21,9 @@ from policies.draft import Draft
 from policies.events import Event, Preempted, Reclaimed
 from policies.giving import Costs, Link, Offer
 from policies.kv import KvMemory
+from policies.offload import Offload
 from policies.order import WaitingQueue
-from policies.preemption import Standing, choose_set, standing
+from policies.preemption import Standing, choose_set
 from policies.rows import Place, Row
 from policies.running import Running, worst_case
 from policies.vocabulary import BLOCK_SIZE, WorkerSpec
@@ -55,9 +56,20 @@ class Pressure:
         self._events = events
         self._watermark = ceil(config.watermark * spec.blocks)
         self._hybrid = config.preemption == "hybrid"
-        self._standing: Callable[[Row], Standing] = standing  # the one place that says who is protected from whom
+        self._standing: Callable[[Row], Standing] = waiting.standing  # who is protected from whom
         self._link = Link(spec)
         self._costs = Costs(spec, step_time, kv=kv, running=running, link=self._link)
+        self._offload = None
+        if config.offload_share > 0 and spec.host_blocks and spec.swap_bytes_per_s > 0 and config.max_preemptions:
+            self._offload = Offload(
+                config.offload_share,
+                kv=kv,
+                running=running,
+                costs=self._costs,
+                link=self._link,
+                standing=self._standing,
+                tail_first=config.preemption in ("tail", "hybrid"),
+            )
 
     def reserve(self) -> int:
         """Blocks that a start leaves free, so that it is not preempted at once: one for each running row, and the
@@ -69,7 +81,13 @@ class Pressure:
         """Whether the worst case of an immune row fits beside those of the others."""
         if not self._running.immune(row):
             return True
-        return self._running.reserved + worst_case(row) <= self._spec.blocks
+        return self._running.reserved + self._kv.transit.held + worst_case(row) <= self._spec.blocks
+
+    def may_expect(self, blocks: int) -> bool:
+        """Whether so many blocks may be held for a request that is not here yet: as if it started."""
+        if blocks + self.reserve() > self._kv.device.free:
+            return False
+        return self._running.reserved + self._kv.transit.held + blocks <= self._spec.blocks
 
     # For the head of the queue
 
@@ -135,6 +153,8 @@ class Pressure:
         running, device = self._running, self._kv.device
         if self._kv.keepers and len(self._waiting):
             self._clear_for_head(draft, now)
+        if self._offload is not None:
+            self._offload.copy(draft, now)
         needy = [row for row in running.decoding if row.computed + row.in_flight >= row.room]
         if not needy:
             return running.decoding

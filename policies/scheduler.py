@@ -11,7 +11,10 @@ been given too much (it ended on a stop token) comes back absent.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import NamedTuple
+
+import msgspec
 
 from policies import reports
 from policies.chunks import StepTime
@@ -68,6 +71,8 @@ class Scheduler:
     ) -> None:
         self.spec = spec
         self._names = names
+        if config.preemption == "none":
+            config = msgspec.structs.replace(config, max_preemptions=0)
         self.config = config
         self._step_time = step_time
         self._steps_timed = 0
@@ -81,7 +86,7 @@ class Scheduler:
         self._early: dict[int, StepDone] = {}
         self._planned = 0
         self._sequence = 0
-        self._kv = KvMemory(spec.blocks, spec.host_blocks, names=self._names)
+        self._kv = KvMemory(spec.blocks, spec.host_blocks, names=self._names, keep_copies=config.offload_share > 0)
         slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
         self._running = Running(slots, max_preemptions=config.max_preemptions)
         self._waiting = waiting_queue(
@@ -110,12 +115,19 @@ class Scheduler:
         known = self._rows.get(request.id)
         if known is not None and request.attempt <= known.request.attempt:
             return
+        self._admit(self._new_row(request, now), known, now)
+
+    def _new_row(self, request: Request, now: float) -> Row:
         self._sequence += 1
         row = Row(request, sequence=self._sequence, now=now)
         self._check_servable(row)
+        return row
+
+    def _admit(self, row: Row, known: Row | None, now: float) -> None:
+        """A row waits from now on, in place of the one of an earlier attempt."""
         if known is not None:
             self._end(known, Finish.cancelled, now)
-        self._rows[request.id] = row
+        self._rows[row.request.id] = row
         self._waiting.push(row, now)
 
     def _check_servable(self, row: Row) -> None:
@@ -142,6 +154,72 @@ class Scheduler:
         row = self._rows.get(request_id)
         if row is not None:
             self._end(row, Finish.cancelled, now)
+
+    # Requests that come with their KV, or leave for another worker
+
+    def expect(self, request: Request, now: float, *, tokens: int) -> bool:
+        """Hold blocks for the first `tokens` tokens of a request that will be delivered with its KV; called again with
+        more tokens, it holds more. False, and nothing changed, if they are not free beside what running rows are about
+        to need. They count as used, and nobody is preempted for them, nor they for anybody."""
+        transit = self._kv.transit
+        missing = transit.missing(request.id, tokens)
+        if missing and not self._planner.may_expect(missing):
+            return False
+        transit.extend(request.id, missing)
+        return True
+
+    def abandon(self, request_id: str) -> None:
+        """Give back the blocks that `expect` held, or `hand_over` kept; unknown requests are ignored. Nobody may write
+        to or read from them any more."""
+        self._kv.transit.give_back(request_id)
+
+    def deliver(self, request: Request, now: float, *, computed: int) -> None:
+        """Queue a request whose KV has arrived: that of its first `computed` tokens (prompt, then `generated`) is in
+        the blocks that were held for it. It waits as one that comes back from preemption, and goes on where it stopped;
+        at least its last known token is computed here. What it has no blocks for is computed again.
+
+        As for `submit`, what is known here is ignored; then the blocks are given back.
+
+        :raises Unservable: if this worker could never serve it; the blocks are given back.
+        """
+        known = self._rows.get(request.id)
+        try:
+            if known is not None and request.attempt <= known.request.attempt:
+                return
+            row = self._new_row(request, now)
+            blocks = self._kv.transit.take(request.id)
+            self._kv.adopt(row, blocks, min(computed, len(blocks) * BLOCK_SIZE, len(row.tokens) - 1))
+            self._admit(row, known, now)
+        finally:
+            self._kv.transit.give_back(request.id)
+
+    def hand_over(self, request_id: str, now: float, *, keep: bool = False) -> Request | None:
+        """Stop a request here, for another worker, and return it with all outputs that are known; None if it is over.
+
+        Nothing more is told of it. Outputs of steps in flight are dropped and will be sampled there again: whoever
+        passes outputs on as they are sampled gives the request a later attempt. Its blocks are free, fenced by the
+        steps in flight; with `keep` they stay held, for copying, until `abandon`.
+        """
+        row = self._rows.pop(request_id, None)
+        if row is None:
+            return None
+        if keep:
+            self._kv.lend(row)
+        self._retire(row, Finish.error)  # so that what is in flight is neither counted nor told
+        request = row.request
+        if not row.generated and row.deadline < inf:
+            request = msgspec.structs.replace(request, ttft_s=max(0.0, row.deadline - now))
+        return msgspec.structs.replace(request, generated=pack_tokens(row.tokens[row.prompt_tokens :]))
+
+    def kv_tokens(self, request_id: str) -> int:
+        """How many of a request's first tokens have KV in its blocks, acknowledged: what can be copied now."""
+        row = self._rows.get(request_id)
+        return 0 if row is None else min(row.computed, len(row.blocks) * BLOCK_SIZE)
+
+    def kv_blocks(self, request_id: str) -> list[int]:
+        """The device blocks of positions 0, 16, 32, … of a request that is here, expected, or handed over and kept."""
+        row = self._rows.get(request_id)
+        return self._kv.transit.blocks(request_id)[:] if row is None else row.blocks[:]
 
     def _resident(self, row: Row) -> int:
         """Tokens of a waiting row that need no computing."""
@@ -280,7 +358,15 @@ class Scheduler:
     # Ends
 
     def _end(self, row: Row, finish: Finish, now: float) -> None:
-        """A row is over: give up everything it holds."""
+        """A row is over."""
+        self._retire(row, finish)
+        if self._rows.get(row.request.id) is row:
+            del self._rows[row.request.id]
+        if finish is not Finish.cancelled or not row.in_flight:
+            self._events.append(reports.finished(row, now))
+
+    def _retire(self, row: Row, finish: Finish) -> None:
+        """Give up everything that a row holds."""
         self._waiting.charge(row)
         if row.place is Place.waiting:
             self._waiting.remove(row)
@@ -291,10 +377,6 @@ class Scheduler:
         self._kv.drop_saved(row)
         row.finish = finish
         row.stale = row.in_flight
-        if self._rows.get(row.request.id) is row:
-            del self._rows[row.request.id]
-        if finish is not Finish.cancelled or not row.in_flight:
-            self._events.append(reports.finished(row, now))
 
     # Views
 
