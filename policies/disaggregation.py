@@ -1,9 +1,10 @@
 """Prefill and decode on workers of their own: which of either takes a request.
 
-DistServe (OSDI'24): a request is prefilled by the worker with the least tokens queued, first come first served in
-batches of at most L_m tokens, and then decoded by another, which pulls its KV when it has room: until then the memory
-of the prefill worker is the buffer. Splitwise (ISCA'24) names both workers at arrival, so that room is there before the
-KV comes. Mooncake (FAST'25) judges a decode worker not as it is now but as it will be when the prefill ends.
+DistServe (OSDI'24): a request is prefilled by the worker with the least tokens queued (the placement `least-loaded`, of
+requests without outputs), first come first served in batches of at most L_m tokens (the batching `continuous`, on
+workers whose `tokens_per_step` is L_m), and then decoded by another, which pulls its KV when it has room: until then
+the memory of the prefill worker is the buffer. Splitwise (ISCA'24) names both workers at arrival, so that room is there
+before the KV comes. Mooncake (FAST'25) judges a decode worker not as it is now but as it will be when the prefill ends.
 """
 
 from __future__ import annotations
@@ -17,13 +18,10 @@ __all__ = [
     "Coming",
     "DecodeState",
     "Foreseen",
-    "PrefillState",
     "Role",
     "choose_decode",
-    "choose_prefill",
     "foresee",
     "kv_bytes",
-    "prefill_batch",
     "split_workers",
 ]
 
@@ -44,38 +42,6 @@ def split_workers(workers: int, *, prefill: int = 0) -> tuple[int, int]:
 def kv_bytes(tokens: int, block_bytes: int) -> int:
     """Of the KV of so many tokens, which travels in whole blocks."""
     return -(-tokens // BLOCK_SIZE) * block_bytes
-
-
-# Prefill
-
-
-class PrefillState(NamedTuple):
-    """A worker that prefills."""
-
-    worker: str
-    queued_tokens: int  # of prompts that wait or are being computed
-    held_blocks: int = 0  # of those and of what waits to be pulled
-
-
-def choose_prefill(states: Iterable[PrefillState]) -> str | None:
-    """The worker with the least prefill tokens queued; among equals the one with the most memory left, then by name."""
-    best = min(states, key=lambda state: (state.queued_tokens, state.held_blocks, state.worker), default=None)
-    return None if best is None else best.worker
-
-
-def prefill_batch(prompts: Sequence[int], *, limit_tokens: int, limit_rows: int = 2**31) -> int:
-    """How many of the prompts at the head of a queue make the next batch: as many as `limit_tokens` (DistServe's L_m,
-    from where more tokens in a batch only make it longer) holds, and a longer prompt alone. Nobody is overtaken."""
-    total = count = 0
-    for tokens in prompts:
-        if count == limit_rows or (count and total + tokens > limit_tokens):
-            break
-        total += tokens
-        count += 1
-    return count
-
-
-# Decode
 
 
 class Coming(NamedTuple):

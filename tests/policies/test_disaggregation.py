@@ -9,32 +9,12 @@ from hypothesis import strategies as st
 from policies.disaggregation import (
     Coming,
     DecodeState,
-    PrefillState,
     choose_decode,
-    choose_prefill,
     foresee,
     kv_bytes,
-    prefill_batch,
     split_workers,
 )
 from policies.mixed_pool import Change, Duty, MixedPool, Side
-
-
-def test_a_prompt_goes_to_the_least_queued_tokens() -> None:
-    """Not the fewest requests; equals by memory, then by name."""
-    assert choose_prefill([PrefillState("a", 900), PrefillState("b", 100), PrefillState("c", 200)]) == "b"
-    assert choose_prefill([PrefillState("a", 100, 7), PrefillState("b", 100, 3), PrefillState("c", 100, 3)]) == "b"
-    assert choose_prefill([]) is None
-
-
-def test_a_batch_of_prompts_is_first_come_first_served_up_to_the_limit() -> None:
-    """A longer prompt than L_m goes alone, and nothing behind it overtakes."""
-    assert prefill_batch([100, 200, 300], limit_tokens=512) == 2
-    assert prefill_batch([100, 200, 212], limit_tokens=512) == 3
-    assert prefill_batch([4000, 10], limit_tokens=512) == 1
-    assert prefill_batch([10, 4000, 10], limit_tokens=512) == 1
-    assert prefill_batch([10] * 9, limit_tokens=512, limit_rows=4) == 4
-    assert prefill_batch([], limit_tokens=512) == 0
 
 
 def test_workers_are_split_so_that_both_kinds_are_there() -> None:
