@@ -4,7 +4,8 @@ Steps are made as serving makes them: episodes of load from idle to full, mostly
 prompt that is alone or behind a long context (a prefix hit). The model begins with a seed that is 20 % off. Noise: none
 but rounding, lognormal of 10 %, of 30 % with 1 % of stragglers at five times, a drift of 1 % a minute, and devices
 whose chunks are noisier than their decodes or that slow down as KV fills. After the first 2,000 steps, the share of
-steps at or below their predicted P90 is counted: overall, and by tokens, KV in use, rows (the load), and prefix hit.
+steps at or below their predicted P90 is counted: overall, and by tokens, KV in use, rows (the load), and prefix hit. The
+target is 90 ± 3 % everywhere. (Under rounding alone ratios differ by 0.1 %, so that being above 93 % means nothing.)
 
     python benchmarks/step_time_calibration.py [--steps 40000] [--json FILE]
 """
@@ -21,6 +22,8 @@ from collections.abc import Callable, Iterator
 from math import exp
 from pathlib import Path
 from typing import NamedTuple
+
+from _machine import machine
 
 from policies.step_time import Features, StepTimeModel, step_time
 from policies.vocabulary import StepTimeCoefficients
@@ -120,7 +123,13 @@ def microseconds() -> float:
     return 1e6 * best / len(made)
 
 
-def main() -> None:
+def missed(name: str, report: Report) -> list[str]:
+    """The shares outside 90 ± 3 %."""
+    shares = {"in all": report.stratum, **report.worst}
+    return [f"{name}, {stratum}: {share:.1f} %" for stratum, share in shares.items() if not 87 <= share <= 93]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description="Coverage of the predicted P90 of step times.")
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--json", type=Path)
@@ -136,8 +145,12 @@ def main() -> None:
     print(f"observe + predict: {cost:.1f} µs")
     if options.json:
         figures = {name: report._asdict() for name, report in found.items()}
-        options.json.write_text(json.dumps({"python": sys.version.split()[0], "us": cost, "noise": figures}, indent=1))
+        options.json.write_text(json.dumps({"machine": machine(), "us": cost, "noise": figures}, indent=1) + "\n")
+    misses = [miss for name, report in found.items() if name != "rounding" for miss in missed(name, report)]
+    for miss in misses:
+        print(f"MISSED 90 ± 3 %: {miss}")
+    return bool(misses)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
