@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from policies.catalog import PolicySet
-from policies.vocabulary import Request
+from policies.events import Event
+from policies.placement import Ask, Placer
+from policies.vocabulary import BLOCK_SIZE, Request
 from simulator.device import Noise
-from simulator.records import Arrival, Device
+from simulator.records import PREFIX_TOKENS, Arrival, Device
 from simulator.requests import BlockNames
 from simulator.worker import SimulatedWorker
 
@@ -15,7 +17,7 @@ __all__ = ["Fleet"]
 
 
 class Fleet:
-    """Workers w0, w1, … of one kind, all for one model. O(workers) a request at most, whatever they have to do."""
+    """Workers w0, w1, … of one kind, all for one model. O(log workers) a request, whatever they have to do."""
 
     def __init__(
         self,
@@ -43,29 +45,57 @@ class Fleet:
             for number in range(size)
         ]
         self.home: dict[str, int] = {}  # live request → its worker
-        self._placement = policies.placement
-        self._turn = 0
+        self._numbers = {worker.name: number for number, worker in enumerate(self.workers)}
+        self._names, self._arrivals = names, arrivals
+        self._placer: Placer | None = None  # with one worker there is nothing to choose
+        if size > 1:
+            self._placer = Placer(policies.placement, seed=seed, span=PREFIX_TOKENS, used_blocks=self._used_blocks)
+            for worker in self.workers:
+                self._placer.join(worker.name, worker.scheduler.spec)
 
-    def place(self, request: Request, now: float) -> int:
-        """The worker for a request that admission has not given to one."""
-        workers = self.workers
-        if len(workers) == 1:
+    def _used_blocks(self, worker: str) -> int:
+        return self.workers[self._numbers[worker]].scheduler.census().used_blocks
+
+    def place(self, request: Request) -> int:
+        """The number of the worker for a request: the one that admission chose, or that of the placement."""
+        if self._placer is None:
             return 0
-        if self._placement == "round-robin":
-            self._turn = (self._turn + 1) % len(workers)
-            return self._turn - 1 if self._turn else len(workers) - 1
-        return min(range(len(workers)), key=lambda number: workers[number].live)
+        return self._numbers[self._placer.place(self._ask(request)) or self.workers[0].name]
 
     def submit(self, request: Request, number: int, now: float) -> None:
         """Give a request to worker `number`.
 
         :raises Unservable: it could never serve it.
         """
-        self.workers[number].submit(request, now)
+        worker = self.workers[number]
+        worker.submit(request, now)
         self.home[request.id] = number
+        if self._placer is not None:
+            self._placer.submitted(self._ask(request), worker.name)
+
+    def _ask(self, request: Request) -> Ask:
+        tokens = len(request.prompt) // 4
+        arrival = self._arrivals[request.id]
+        prefix = self._names.leading(arrival)[:: PREFIX_TOKENS // BLOCK_SIZE] if arrival.prefix else ()
+        return Ask(
+            request.id,
+            tokens,
+            tokens + request.max_tokens,
+            request.max_tokens,
+            request.tier,
+            request.worker,
+            tuple(prefix),
+        )
+
+    def heard(self, events: Iterable[Event]) -> None:
+        """What the schedulers told."""
+        if self._placer is not None:
+            self._placer.heard(events)
 
     def ended(self, request: str) -> int:
-        """A request is over; returns the worker that had it."""
+        """A request is over; returns the number of the worker that had it."""
         number = self.home.pop(request)
         self.workers[number].live -= 1
+        if self._placer is not None:
+            self._placer.ended(request)
         return number

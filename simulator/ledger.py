@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from policies.events import Event, Finished, FirstToken, Preempted, Scheduled
 from policies.vocabulary import Finish, Request
 from simulator.records import Arrival, Outcome
 
-__all__ = ["Ledger"]
+__all__ = ["End", "Ledger"]
+
+
+class End(NamedTuple):
+    """A request is over in a scheduler."""
+
+    request: str
+    outcome: Outcome
 
 
 class Ledger:
@@ -55,13 +63,12 @@ class Ledger:
         """Nothing will change any more about this request."""
         return self.outcomes[self.live.pop(request)]
 
-    def take(self, events: Iterable[Event]) -> list[Finished]:
+    def take(self, events: Iterable[Event]) -> list[End]:
         """Note what a scheduler tells; returns the ends among it."""
         ends = []
         for event in events:
             if isinstance(event, Finished):
-                self._finished(event)
-                ends.append(event)
+                ends.append(End(event.request, self._finished(event)))
             elif isinstance(event, FirstToken):
                 self.of(event.request).first_token_s = event.at
             elif isinstance(event, Scheduled):
@@ -70,9 +77,11 @@ class Ledger:
             elif isinstance(event, Preempted):
                 self.of(event.request).preemptions += 1
                 self.lost_tokens += event.lost_tokens
+            else:
+                self.lost_tokens += event.lost_tokens
         return ends
 
-    def _finished(self, event: Finished) -> None:
+    def _finished(self, event: Finished) -> Outcome:
         outcome = self.over(event.request)
         outcome.generated = event.generated
         self.generated += event.generated
@@ -80,3 +89,4 @@ class Ledger:
             outcome.finished_s = event.at
         else:
             outcome.decision, outcome.reason = "shed", event.finish.name
+        return outcome

@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf, nextafter
-from typing import Literal
 
+from msgspec.structs import replace
+
+from policies.admission import Admit, Defer, Refuse
 from policies.catalog import PolicySet
 from policies.errors import Unservable
+from policies.events import Event
+from policies.vocabulary import Request
 from simulator.device import Noise
+from simulator.door import Door, Knowledge
 from simulator.errors import LawBroken
 from simulator.fleet import Fleet
 from simulator.ledger import Ledger
@@ -23,8 +28,6 @@ from simulator.records import Arrival, Device, Result, Workload
 from simulator.requests import BlockNames, make_request
 
 __all__ = ["Knowledge", "Simulation"]
-
-Knowledge = Literal["oracle", "history", "max_tokens"]
 
 _STEP, _WAKE = range(2)  # kinds of events, in the order in which those of one instant are taken
 _PROGRESS_EVERY = 256  # arrivals
@@ -60,7 +63,6 @@ class Simulation:
     ) -> None:
         self._workload, self._device, self._policies = workload, device, policies
         self._seed, self._load, self._skip = seed, load, skip
-        self._knowledge, self._length_noise = knowledge, length_noise
         self._arrivals = workload.arrivals
         self._next = 0  # the first arrival that has not come
         self._true = {arrival.id: arrival for arrival in workload.arrivals}
@@ -76,7 +78,16 @@ class Simulation:
             keep=keep_steps,
         )
         self._ledger = Ledger()
+        self._door = Door(
+            policies,
+            workload,
+            self._fleet.workers,
+            knowledge=knowledge,
+            length_noise=length_noise,
+            seed=seed,
+        )
         self._wall_s = 0.0
+        self._last_s = 0.0  # something happened
         self._horizon = inf  # nothing is looked at before
         self.now = 0.0
 
@@ -102,7 +113,7 @@ class Simulation:
         begun = time.perf_counter()
         self._horizon = nextafter(instant_s, inf)
         while (instant := self._upcoming()) <= instant_s and instant < inf:
-            self.now = instant
+            self.now = self._last_s = instant
             self._happen(instant)
         if instant_s < inf:
             self.now = max(self.now, instant_s)
@@ -110,13 +121,24 @@ class Simulation:
 
     def fork(self) -> Simulation:
         """An independent simulation that goes on from here, to the same end."""
-        shared = (self._workload, self._device, self._policies, self._true, self._arrivals)
+        shared: tuple[object, ...] = (self._workload, self._device, self._policies, self._true, self._arrivals)
+        shared += (self._workload.tenants, self._door.true_outputs)
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
     def _upcoming(self) -> float:
         """The instant of the next event; inf: there is none."""
         arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
+        door = self._door.next_s
+        if door < arrival:
+            arrival = max(door, self.now)
         return min(arrival, self._events[0][0]) if self._events else arrival
+
+    def _quiet_until(self) -> float:
+        """Before that instant a worker that has planned may run ahead of the others: nothing comes to it."""
+        if self._door.deferred or len(self._fleet.workers) == 1:
+            return min(self._upcoming(), self._horizon)
+        arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
+        return min(arrival, self._horizon)
 
     def _at(self, number: int) -> float:
         return self._arrivals[number].at_s / self._load
@@ -130,6 +152,11 @@ class Simulation:
             touched.add(number)
             if kind == _STEP:
                 self._step_done(number, now)
+        if self._door.next_s <= now:
+            for decided in self._door.due(now):
+                worker = self._decided(decided.request, decided.verdict, now)
+                if worker is not None:
+                    touched.add(worker)
         arrivals, total = self._arrivals, len(self._arrivals)
         while self._next < total and self._at(self._next) <= now:
             arrival = arrivals[self._next]
@@ -143,29 +170,55 @@ class Simulation:
     def _step_done(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
         worker.awaited = False
-        for end in self._ledger.take(worker.complete(now)):
-            self._fleet.ended(end.request)
+        self._told(worker.complete(now), now)
+
+    def _told(self, events: list[Event], now: float) -> None:
+        """What a scheduler told."""
+        if not events:
+            return
+        self._fleet.heard(events)
+        for end in self._ledger.take(events):
+            self._door.changed(self._fleet.ended(end.request), now)
+            self._door.settled(end.outcome, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> int | None:
-        """A request comes. The worker that it was given to, if any."""
+        """A request comes. The worker that it is given to, if any."""
         request = make_request(arrival, self._workload.tenants[arrival.tenant])
-        outcome = self._ledger.arrived(arrival, request, now)
-        number = self._fleet.place(request, now)
+        self._ledger.arrived(arrival, request, now)
+        verdict = self._door.arrive(request, now)
+        return None if isinstance(verdict, Defer) else self._decided(request, verdict, now)
+
+    def _decided(self, request: Request, verdict: Admit | Refuse, now: float) -> int | None:
+        """A request is let in, and given to a worker; or it is refused."""
+        outcome = self._ledger.of(request.id)
+        outcome.decided_s, outcome.predicted_ttft_s = now, verdict.predicted_ttft_s or None
+        if isinstance(verdict, Refuse):
+            self._ledger.over(request.id)
+            outcome.decision, outcome.reason = "refused", verdict.reason.value
+            outcome.retry_after_s = verdict.retry_after_s
+            return None
+        terms = (verdict.tier, verdict.ttft_s, verdict.tpot_s, verdict.worker)
+        if terms != (request.tier, request.ttft_s, request.tpot_s, request.worker):
+            tier, ttft_s, tpot_s, chosen = terms
+            request = replace(request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s, worker=chosen)
+        number = self._fleet.place(request)
         try:
             self._fleet.submit(request, number, now)
         except Unservable:
-            self._ledger.over(arrival.id)
-            outcome.decision, outcome.reason, outcome.decided_s = "refused", "unservable", now
+            self._ledger.over(request.id)
+            outcome.decision, outcome.reason = "refused", "unservable"
+            self._door.settled(outcome, now)
             return None
-        outcome.decision, outcome.decided_s, outcome.worker = "admitted", now, self._fleet.workers[number].name
+        self._door.changed(number, now)
+        outcome.decision = "relegated" if verdict.relegated else "admitted"
+        outcome.worker = self._fleet.workers[number].name
         return number
 
     def _pump(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
-        for end in self._ledger.take(worker.pump(now)):
-            self._fleet.ended(end.request)
+        self._told(worker.pump(now), now)
         if self._skip and not worker.awaited:
-            worker.skip(min(self._upcoming(), self._horizon))
+            worker.skip(self._quiet_until())
         if not worker.awaited and (due := worker.due_s) is not None:
             worker.awaited = True
             heappush(self._events, (due, _STEP, number))
@@ -186,7 +239,7 @@ class Simulation:
             load=self._load,
             seed=self._seed,
             outcomes=ledger.outcomes[:],
-            ended_s=self.now,
+            ended_s=self._last_s if self._upcoming() == inf else self.now,
             wall_s=self._wall_s,
             steps=sum(worker.steps for worker in workers),
             busy_s=sum(worker.busy_s for worker in workers),

@@ -10,7 +10,7 @@ from policies.config import SchedulerConfig
 from policies.events import Event
 from policies.kv import NameBlocks
 from policies.scheduler import Scheduler
-from policies.vocabulary import Request, Step, WorkerSpec
+from policies.vocabulary import Request, Step, WorkerLoad, WorkerSpec
 from simulator.device import Noise, SimulatedDevice
 from simulator.records import Arrival, Device, StepRecord
 from simulator.requests import MODEL
@@ -82,6 +82,10 @@ class SimulatedWorker:
         """
         self.scheduler.submit(request, now)
         self.live += 1
+
+    def load(self, now: float) -> WorkerLoad:
+        """As its scheduler reports it."""
+        return self.scheduler.load(now, self.name)
 
     def complete(self, now: float) -> list[Event]:
         """Take the result of the oldest step, whose time has come."""

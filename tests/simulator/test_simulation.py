@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.admission.verdict import Policy
+from policies.admission.verdict import AdmissionKind, Policy
 from policies.catalog import CATALOG, PolicySet, policy_set
 from policies.vocabulary import Contract, StepTimeCoefficients, Tenant
 from simulator.records import Arrival, Device, Result, Workload
-from simulator.simulation import Simulation
+from simulator.simulation import Knowledge, Simulation
 
 #: Every step takes one second.
 SECONDS = StepTimeCoefficients(floor_s=0.0, base_s=1.0, per_token_s=0.0, per_attended_s=0.0)
@@ -234,3 +236,56 @@ def test_time_runs_as_far_as_it_is_told() -> None:
     simulation.run_until(1.5)
     assert (simulation.now, simulation.result().outcomes[0].first_token_s) == (1.5, 1.0)
     assert simulation.result().outcomes[0].finished_s is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=ARRIVALS,
+    kind=st.sampled_from(get_args(AdmissionKind)),
+    knowledge=st.sampled_from(get_args(Knowledge)),
+    workers=st.integers(1, 2),
+    relegate=st.booleans(),
+    instant=st.floats(0, 5),
+)
+def test_admission_sees_the_same_whether_steps_are_skipped_or_forked(
+    rows: list[tuple[float, str, int, int, int, int]],
+    kind: AdmissionKind,
+    knowledge: Knowledge,
+    workers: int,
+    relegate: bool,
+    instant: float,
+) -> None:
+    """Every decision, its instant and its reason; and everybody is decided upon."""
+    policies = msgspec.structs.replace(policy_set("headgate"), admission=Policy(kind=kind, relegate=relegate))
+
+    def simulation(*, skip: bool) -> Simulation:
+        return Simulation(
+            drawn(rows),
+            device(blocks=100),
+            policies,
+            workers=workers,
+            knowledge=knowledge,
+            step_noise=0.1,
+            length_noise=0.3,
+            skip=skip,
+        )
+
+    skipping = simulation(skip=True)
+    skipping.run_until(instant)
+    fork = skipping.fork()
+    expected = comparable(simulation(skip=False).run())
+    assert comparable(skipping.run()) == expected
+    assert comparable(fork.run()) == expected
+    assert all(outcome.decision and outcome.decided_s is not None for outcome in expected.outcomes)
+
+
+def test_under_a_contract_what_cannot_be_in_time_is_refused_with_a_time_to_come_back() -> None:
+    """Forty prompts at once, of which only some can start within their promise."""
+    rows = [(0.0, "t", 600, 20, 5, 0)] * 40
+    result = Simulation(drawn(rows), device(blocks=2000), policy_set("headgate")).run()
+    refused = [outcome for outcome in result.outcomes if outcome.decision == "refused"]
+    admitted = [outcome for outcome in result.outcomes if outcome.admitted]
+    assert refused
+    assert admitted
+    assert all(outcome.retry_after_s is not None and outcome.reason for outcome in refused)
+    assert all(outcome.met for outcome in admitted)

@@ -1,0 +1,141 @@
+"""Admission in a simulation: the real one, told of workers as the running stack tells it, but only when it looks.
+
+A live scheduler reports 10 ms after a change, and every 100 ms. A report costs more than a step, and says nothing that
+a worker does not know a moment later: so here a report that would have come is made when a request arrives, or while
+somebody is deferred, when it is due. Under the kind "none" nobody looks and nothing is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Literal
+
+from policies.admission import Admission, Admit, Decided, HistoryLengths, MaxTokens, Oracle, OutputLengths, Verdict
+from policies.catalog import PolicySet
+from policies.vocabulary import Contract, Request
+from simulator.records import Outcome, Workload
+from simulator.requests import MODEL
+from simulator.worker import SimulatedWorker
+
+__all__ = ["Door", "Knowledge"]
+
+Knowledge = Literal["oracle", "history", "max_tokens"]
+
+REPORT_AFTER_S = 0.01  # a change
+REPORT_EVERY_S = 0.1
+
+
+class Door:
+    """Where requests come in. `knowledge` and `length_noise` as for `Simulation`."""
+
+    def __init__(
+        self,
+        policies: PolicySet,
+        workload: Workload,
+        workers: Sequence[SimulatedWorker],
+        *,
+        knowledge: Knowledge,
+        length_noise: float,
+        seed: int,
+    ) -> None:
+        self._workers = workers
+        self._tenants = workload.tenants
+        #: Never changes, and is shared by forks.
+        self.true_outputs: dict[str, int] = {}
+        self._admission: Admission | None = None
+        self.next_s = inf  # when `due` is to be called
+        self._report_s = [-inf] * len(workers)  # when the next report of each worker would come
+        if policies.admission.kind == "none":
+            return
+        if knowledge == "oracle":
+            self.true_outputs = {a.id: min(a.output_tokens, a.max_tokens) for a in workload.arrivals}
+        lengths: OutputLengths = HistoryLengths() if knowledge == "history" else MaxTokens()
+        if knowledge == "oracle":
+            lengths = Oracle(self.true_outputs, sigma=length_noise, seed=seed)
+        paces = [tenant.contract.tpot_ms for tenant in workload.tenants.values() if tenant.contract.tier != "flex"]
+        self._tightest_s = min((pace / 1000 for pace in paces if pace is not None), default=None)
+        self._admission = Admission(
+            policies.admission,
+            seed=seed,
+            lengths=lengths,
+            contract_of=self._contract,
+            tightest_tpot_s=self._tightest,
+        )
+
+    def _contract(self, tenant: str) -> Contract | None:
+        known = self._tenants.get(tenant)
+        return None if known is None else known.contract
+
+    def _tightest(self) -> float | None:
+        return self._tightest_s
+
+    @property
+    def deferred(self) -> int:
+        """Requests that wait here."""
+        return 0 if self._admission is None else len(self._admission)
+
+    def arrive(self, request: Request, now: float) -> Verdict:
+        """Decide on a newcomer. A deferred one is decided by a later `due`."""
+        admission = self._admission
+        if admission is None:
+            return Admit(
+                worker="",
+                tier=request.tier,
+                ttft_s=request.ttft_s,
+                tpot_s=request.tpot_s,
+                predicted_ttft_s=0.0,
+                predicted_tpot_s=0.0,
+                headroom_s=inf,
+            )
+        self._report(admission, now)
+        verdict = admission.arrive(request, now)
+        self._look_ahead(admission)
+        return verdict
+
+    def changed(self, number: int, now: float) -> None:
+        """Somebody came to worker `number`, or ended there."""
+        if self._admission is not None and now + REPORT_AFTER_S < self._report_s[number]:
+            self._report_s[number] = now + REPORT_AFTER_S
+            if len(self._admission) and now + REPORT_AFTER_S < self.next_s:
+                self.next_s = now + REPORT_AFTER_S
+
+    def due(self, now: float) -> list[Decided]:
+        """What is decided now of those that were deferred."""
+        admission = self._admission
+        if admission is None:
+            return []
+        decided = admission.expire(now)
+        if self._report(admission, now):
+            decided += admission.reexamine(MODEL, now)
+        self._look_ahead(admission)
+        return decided
+
+    def settled(self, outcome: Outcome, now: float) -> None:
+        """An admitted request is over."""
+        admission = self._admission
+        if admission is None:
+            return
+        bound = outcome.admitted and (outcome.ttft_s is not None or outcome.tpot_s is not None)
+        admission.settled(
+            outcome.id,
+            outcome.tenant,
+            outputs=outcome.generated,
+            is_whole=outcome.finished_s is not None,
+            attained=outcome.met if bound else None,
+            now=now,
+        )
+
+    def _report(self, admission: Admission, now: float) -> bool:
+        """Make the reports that would have come by now; False if there are none."""
+        due = [number for number, at in enumerate(self._report_s) if at <= now]
+        if not due:
+            return False
+        loads = [self._workers[number].load(now) for number in due]
+        for number in due:
+            self._report_s[number] = now + REPORT_EVERY_S
+        admission.report(MODEL, loads, now, whole=len(due) == len(self._workers))
+        return True
+
+    def _look_ahead(self, admission: Admission) -> None:
+        self.next_s = min(admission.wake_at(), min(self._report_s)) if len(admission) else inf
