@@ -4,7 +4,7 @@ Steps are made as serving makes them: episodes of load from idle to full, mostly
 prompt that is alone or behind a long context (a prefix hit). The model begins with a seed that is 20 % off. Noise: none
 but rounding, lognormal of 10 %, of 30 % with 1 % of stragglers at five times, a drift of 1 % a minute, and devices
 whose chunks are noisier than their decodes or that slow down as KV fills. After the first 2,000 steps, the share of
-steps at or below their predicted P90 is counted: overall, and by tokens, KV in use, rows (the load), and prefix hit. The
+steps at or below their predicted P90 is counted: in all, and by tokens, KV in use, rows (the load) and prefix hit. The
 target is 90 ± 3 % everywhere. (Under rounding alone ratios differ by 0.1 %, so that being above 93 % means nothing.)
 
     python benchmarks/step_time_calibration.py [--steps 40000] [--json FILE]
