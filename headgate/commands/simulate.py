@@ -37,7 +37,7 @@ _PIPE_WIDTH = 240
 @click.command(
     name="simulate",
     epilog="Example: headgate simulate --trace azure.csv --policy headgate --policy chunked --load 1 --load 2, "
-    "or a small one in whole steps: headgate simulate --workload steps.json --policy continuous",
+    "or a small one in whole steps: headgate simulate --workload textbook --policy continuous",
 )
 @simulation_options
 @json_option

@@ -12,7 +12,7 @@ from policies.catalog import CATALOG, DEFAULT, Placement
 from policies.config import Batching, Order, Preemption
 from simulator.devices import device_names
 from simulator.simulation import Knowledge
-from simulator.textbook.workload import Strategy
+from simulator.textbook.workload import Strategy, example_names
 from simulator.workload import mix_names
 
 __all__ = ["simulation_options"]
@@ -29,7 +29,11 @@ _OPTIONS = (
         "--trace", type=click.Path(), help="Requests: CSV (ours or Azure's) or JSON lines (Mooncake), plain or gzip."
     ),
     click.option("--synthetic", type=click.Path(), help="Requests made up as a TOML file says, instead of --trace."),
-    click.option("--workload", type=click.Path(), help="A small workload in whole steps (JSON): prints who runs when."),
+    click.option(
+        "--workload",
+        type=click.Path(),
+        help=f"A small workload in whole steps (JSON, or {', '.join(example_names())}): prints who runs when.",
+    ),
     click.option(
         "--policy",
         "policy",
@@ -98,7 +102,9 @@ _OPTIONS = (
     click.option("--until-s", type=_ABOVE_ZERO, help="Only arrivals before."),
     click.option("--seed", default=0, show_default=True, help="Of all that is drawn."),
     click.option(
-        "--transfer", type=click.IntRange(0), help="With --workload, disaggregated: steps that KV is on its way."
+        "--transfer",
+        type=click.IntRange(0),
+        help="With --workload, disaggregated: steps that KV takes. [default: what the file says]",
     ),
     click.option(
         "--csv", "csv_path", type=click.Path(dir_okay=False), help="Write what became of every request to this file."

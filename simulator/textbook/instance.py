@@ -38,10 +38,10 @@ class _Slot:
     computed: int
 
 
-def make_request(name: str, number: int, request: StepRequest, *, max_tokens: int, generated: int = 0) -> Request:
-    """As a scheduler takes it. Its prompt is like that of no other, so that nothing is shared."""
-    prompt = pack_tokens([number + 1] * request.prefill)
-    return Request(name, 1, "", "", "", prompt, max_tokens, Sampling(), generated=pack_tokens([0] * generated))
+def make_request(name: str, number: int, request: StepRequest) -> Request:
+    """As a scheduler takes it: its prefill samples an output, and each decode column one more. Its prompt is like that
+    of no other, so that nothing is shared."""
+    return Request(name, 1, "", "", "", pack_tokens([number + 1] * request.prefill), request.decode + 1, Sampling())
 
 
 class Instance:
@@ -80,10 +80,15 @@ class Instance:
                 sampled.append(number)
         nothing = [0] * len(sampled)
         events = self.core.complete(StepDone(step.number, sampled, nothing, nothing, 0.0), float(column))
-        over = {event.request for event in events if isinstance(event, Finished)}
-        for number in [number for number, slot in self._slots.items() if slot.request in over]:
-            del self._slots[number]
+        for event in events:
+            if isinstance(event, Finished):
+                self._leave(event.request)
         return events
+
+    def hand_over(self, request: str, column: int) -> Request | None:
+        """Take a request out, with its outputs so far; its KV stays until `core.abandon`. None: it is over."""
+        self._leave(request)
+        return self.core.hand_over(request, float(column), keep=True)
 
     def begin(self, column: int) -> None:
         """Plan and start a step, unless one runs or there is nothing to do."""
@@ -100,6 +105,10 @@ class Instance:
             slot.computed += count
             self._draw(slot.request, column, mark * count + "#" * (columns - count))
         self._step, self.ends_at = step, column + columns
+
+    def _leave(self, request: str) -> None:
+        for number in [number for number, slot in self._slots.items() if slot.request == request]:
+            del self._slots[number]
 
     def _draw(self, request: str, column: int, marks: str) -> None:
         self.marks.setdefault(request, []).extend(enumerate(marks, column))

@@ -13,9 +13,11 @@ import msgspec
 
 from simulator.errors import SimulatorError
 
-__all__ = ["BadSteps", "Schedule", "Served", "StepRequest", "StepWorkload", "Strategy", "load_steps"]
+__all__ = ["BadSteps", "Schedule", "Served", "StepRequest", "StepWorkload", "Strategy", "example_names", "load_steps"]
 
-Strategy = Literal["static", "dynamic", "continuous", "chunked"]
+#: The workloads that are shipped, loaded by the names of their files.
+EXAMPLES = Path(__file__).parent / "examples"
+Strategy = Literal["static", "dynamic", "continuous", "chunked", "disaggregated"]
 
 
 class BadSteps(SimulatorError):
@@ -86,15 +88,22 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return useful / (self.batch * self.makespan) if self.makespan else 0.0
 
 
-def load_steps(path: str | Path) -> StepWorkload:
-    """Read a workload file (JSON).
+def example_names() -> list[str]:
+    """Names of the workloads that are shipped."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.json"))
+
+
+def load_steps(name_or_path: str | Path) -> StepWorkload:
+    """A workload that is shipped, by its name, or one from a file (JSON).
 
     :raises BadSteps: if it cannot be read, with the key that is wrong.
     """
+    shipped = EXAMPLES / f"{name_or_path}.json"
+    path = shipped if str(name_or_path) in example_names() else Path(name_or_path)
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise BadSteps(f"{path}: cannot be read: {error.strerror}") from error
+        raise BadSteps(f"{path}: cannot be read: {error.strerror}; shipped are {', '.join(example_names())}") from error
     try:
         return msgspec.json.decode(data, type=StepWorkload)
     except msgspec.DecodeError as error:

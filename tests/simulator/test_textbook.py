@@ -29,6 +29,46 @@ def test_the_real_scheduler_makes_the_schedules_of_the_textbook(strategy: Strate
     _check(load_steps(_FILE), strategy, _KNOWN[strategy])
 
 
+@pytest.mark.parametrize(
+    ("transfer", "serial", "known"),
+    [
+        (0, False, "disagg_x0"),
+        (1, False, "disagg_x1"),
+        (0, True, "disagg_x0_serial_prefill"),
+        (1, True, "disagg_x1_serial_prefill"),
+    ],
+)
+def test_two_schedulers_make_the_disaggregated_schedules(transfer: int, serial: bool, known: str) -> None:
+    """One prefills and hands over, the other gets the KV and decodes."""
+    workload = msgspec.structs.replace(load_steps(_FILE), transfer=transfer, serial_prefill=serial)
+    _check(workload, "disaggregated", _KNOWN[known])
+
+
+def test_decodes_of_disaggregated_requests_never_stall() -> None:
+    """Each column of transfer is one more for everybody, as long as there are slots."""
+    base = load_steps(_FILE)
+    before = make_schedule(base, "disaggregated")
+    for transfer in (1, 2, 5):
+        schedule = make_schedule(msgspec.structs.replace(base, transfer=transfer), "disaggregated")
+        for name, served in schedule.req.items():
+            at_once = before.req[name]
+            assert served is not None
+            assert at_once is not None
+            assert served.finish == at_once.finish + transfer
+            assert served.holes == 0
+
+
+def test_a_request_without_decodes_is_over_where_it_was_prefilled() -> None:
+    """Nothing is transferred for it, and others wait for a decode slot with their KV delivered."""
+    requests = {
+        "a": StepRequest(arrive=0, prefill=1, decode=3),
+        "b": StepRequest(arrive=0, prefill=1, decode=0),
+        "c": StepRequest(arrive=0, prefill=1, decode=1),
+    }
+    schedule = make_schedule(StepWorkload(workload=requests, batch=1, transfer=1), "disaggregated")
+    assert schedule.rows == {"a": "Pxddd", "b": "P", "c": "Px...d"}
+
+
 def test_one_at_a_time_is_the_sum_of_all() -> None:
     """With a batch of one there is nobody to stall: a request after the other."""
     workload = msgspec.structs.replace(load_steps(_FILE), batch=1)
@@ -55,6 +95,12 @@ def test_long_prompts_share_nothing() -> None:
     requests = {name: StepRequest(arrive=i, prefill=40, decode=1) for i, name in enumerate("ab")}
     rows = make_schedule(StepWorkload(workload=requests, batch=2), "chunked").rows
     assert rows == {"a": "P" * 40 + "d", "b": " " + "P" * 40 + "d"}
+
+
+def test_the_workload_of_the_textbook_is_shipped() -> None:
+    """By name."""
+    shipped, known = load_steps("textbook"), load_steps(_FILE)
+    assert (shipped.workload, shipped.batch, shipped.timeout) == (known.workload, known.batch, known.timeout)
 
 
 def test_the_text_has_a_character_a_step() -> None:
