@@ -282,7 +282,12 @@ def _many() -> Result:
         arrived = n * 0.1
         tenant = f"t{int(rng.expovariate(0.1))}"
         one = served(
-            str(n), arrived, 100 + rng.random() * 2, 0.05 * rng.random(), tenant=tenant, prompt_tokens=rng.randint(1, 4000)
+            str(n),
+            arrived,
+            100 + rng.random() * 2,
+            0.05 * rng.random(),
+            tenant=tenant,
+            prompt_tokens=rng.randint(1, 4000),
         )
         one.scheduled_s = arrived + 99.5
         outcomes.append(one)
