@@ -47,20 +47,20 @@ class Fleet:
         self.home: dict[str, int] = {}  # live request → its worker
         self._numbers = {worker.name: number for number, worker in enumerate(self.workers)}
         self._names, self._arrivals = names, arrivals
-        self._placer: Placer | None = None  # with one worker there is nothing to choose
+        self.placer: Placer | None = None  # with one worker there is nothing to choose
         if size > 1:
-            self._placer = Placer(policies.placement, seed=seed, span=PREFIX_TOKENS, used_blocks=self._used_blocks)
+            self.placer = Placer(policies.placement, seed=seed, span=PREFIX_TOKENS, used_blocks=self._used_blocks)
             for worker in self.workers:
-                self._placer.join(worker.name, worker.scheduler.spec)
+                self.placer.join(worker.name, worker.scheduler.spec)
 
     def _used_blocks(self, worker: str) -> int:
         return self.workers[self._numbers[worker]].scheduler.census().used_blocks
 
     def place(self, request: Request) -> int:
         """The number of the worker for a request: the one that admission chose, or that of the placement."""
-        if self._placer is None:
+        if self.placer is None:
             return 0
-        return self._numbers[self._placer.place(self._ask(request)) or self.workers[0].name]
+        return self._numbers[self.placer.place(self.ask(request)) or self.workers[0].name]
 
     def submit(self, request: Request, number: int, now: float) -> None:
         """Give a request to worker `number`.
@@ -70,10 +70,11 @@ class Fleet:
         worker = self.workers[number]
         worker.submit(request, now)
         self.home[request.id] = number
-        if self._placer is not None:
-            self._placer.submitted(self._ask(request), worker.name)
+        if self.placer is not None:
+            self.placer.submitted(self.ask(request), worker.name)
 
-    def _ask(self, request: Request) -> Ask:
+    def ask(self, request: Request) -> Ask:
+        """What placement is told of a request."""
         tokens = len(request.prompt) // 4
         arrival = self._arrivals[request.id]
         prefix = self._names.leading(arrival)[:: PREFIX_TOKENS // BLOCK_SIZE] if arrival.prefix else ()
@@ -89,13 +90,13 @@ class Fleet:
 
     def heard(self, events: Iterable[Event]) -> None:
         """What the schedulers told."""
-        if self._placer is not None:
-            self._placer.heard(events)
+        if self.placer is not None:
+            self.placer.heard(events)
 
     def ended(self, request: str) -> int:
         """A request is over; returns the number of the worker that had it."""
         number = self.home.pop(request)
         self.workers[number].live -= 1
-        if self._placer is not None:
-            self._placer.ended(request)
+        if self.placer is not None:
+            self.placer.ended(request)
         return number

@@ -13,7 +13,7 @@ from policies.placement.view import Ask, blocks_of
 from policies.step_time import step_time
 from policies.vocabulary import WorkerLoad
 
-__all__ = ["best_fit", "first_token_s", "place"]
+__all__ = ["best_fit", "equal_until_s", "first_token_s", "place"]
 
 #: Estimates closer than this share of the better one are equal: they are not more exact than that.
 TOLERANCE = 0.1
@@ -33,8 +33,13 @@ def place(ask: Ask, loads: Sequence[WorkerLoad]) -> str | None:
         return max(loads, key=lambda load: (load.max_context, load.blocks)).worker
     waits = [(first_token_s(load, ask), load) for load in fitting]
     best, least = min(waits, key=lambda wait: wait[0])
-    bound = best * (1 + TOLERANCE) + TOLERANCE_STEPS * _decode_step_s(least)
+    bound = equal_until_s(best, _decode_step_s(least))
     return max((load for wait, load in waits if wait <= bound), key=lambda load: _affinity(load, ask)).worker
+
+
+def equal_until_s(first_token_s: float, step_s: float) -> float:
+    """Estimates of a first token up to this are as good as the best one."""
+    return first_token_s * (1 + TOLERANCE) + TOLERANCE_STEPS * step_s
 
 
 def best_fit(headrooms: Sequence[tuple[str, float]]) -> str | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
 from policies.events import Event
-from policies.placement.best_fit import place
+from policies.placement.best_fit import equal_until_s, place
 from policies.placement.book import Book
 from policies.placement.freeness import freeness
 from policies.placement.prefix_aware import Copying, PrefixAware
@@ -200,5 +200,9 @@ class _SoonestFirstToken:
         views = self._ranking.best(self.LOOKED_AT, accept)
         if self._report is not None:
             return place(ask, [self._report(view.worker) for view in views])
-        best = min(views, key=lambda view: (view.first_token_s(ask.tokens), view.rank), default=None)
-        return None if best is None else best.worker
+        if not views:
+            return None
+        waits = [(view.first_token_s(ask.tokens), view) for view in views]
+        soonest, least = min(waits, key=lambda wait: (wait[0], wait[1].rank))
+        bound = equal_until_s(soonest, least.decode_s())
+        return min((view.pending, view.rank, view.worker) for wait, view in waits if wait <= bound)[2]

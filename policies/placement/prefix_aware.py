@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
+from policies.placement.best_fit import equal_until_s
 from policies.placement.book import Book
 from policies.placement.prefixes import PrefixMap
 from policies.placement.ranking import Ranking
@@ -82,7 +83,10 @@ class PrefixAware:
         return None if choice is None else choice.worker
 
     def conduct(self, ask: Ask, accept: Callable[[WorkerView], bool]) -> PrefixChoice | None:
-        """The acceptable worker with the soonest first token, and where its prefix comes from; None: there is none."""
+        """The acceptable worker with the soonest first token, and where its prefix comes from; None: there is none.
+
+        Among those that are as good, the one with more of the prefix, then the one with less to do.
+        """
         views = self._book.views
         spans = dict(islice(self._map.holders(ask.prefix), _HOLDERS))
         source, longest = next(iter(spans.items()), ("", 0))
@@ -93,8 +97,13 @@ class PrefixAware:
             own = spans.get(view.worker)
             if own is None:
                 own = self._map.spans(view.worker, ask.prefix)
-            choices.append((self._option(ask, view, own, source, longest), view.rank))
-        return min(choices, key=lambda choice: (choice[0].first_token_s, choice[1]), default=(None, 0))[0]
+            choices.append((self._option(ask, view, own, source, longest), view))
+        if not choices:
+            return None
+        soonest, least = min(choices, key=lambda choice: choice[0].first_token_s)
+        bound = equal_until_s(soonest.first_token_s, least.decode_s())
+        near = [choice for choice in choices if choice[0].first_token_s <= bound]
+        return min(near, key=lambda choice: (-choice[0].cached, choice[1].pending, choice[1].rank))[0]
 
     def _option(self, ask: Ask, view: WorkerView, own: int, source: str, longest: int) -> PrefixChoice:
         cached = self._tokens(ask, own)
