@@ -204,7 +204,12 @@ class AdmissionActor(Actor):
             return unattainable(verdict, candidate, quota=quota)
         # On the terms of the verdict: the tier that it was admitted at, and the time that is left.
         on_terms = msgspec.structs.replace(
-            request, tier=verdict.tier, ttft_s=verdict.ttft_s, tpot_s=verdict.tpot_s, worker=verdict.worker
+            request,
+            tier=verdict.tier,
+            ttft_s=verdict.ttft_s,
+            tpot_s=verdict.tpot_s,
+            worker=verdict.worker,
+            expected_outputs=verdict.outputs,
         )
         self.node.tell_soon(scheduler_of(request.model), Submit(request=on_terms))
         return Decision(

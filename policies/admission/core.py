@@ -18,8 +18,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, nextafter
 
+import msgspec
+
 from policies.admission.contract import contract
 from policies.admission.deferred import Deferred, DeferredQueue
+from policies.admission.fairness import FairLine
 from policies.admission.fleet import Fleet
 from policies.admission.lengths import HistoryLengths, OutputLengths
 from policies.admission.margin import Margin
@@ -72,10 +75,12 @@ class _Waiting:
 class _Model:
     """What is known of one model."""
 
-    __slots__ = ("deferred", "fleet")
+    __slots__ = ("deferred", "fair", "fleet")
 
     def __init__(self, policy: Policy) -> None:
         self.fleet = Fleet()
+        # Apart for requests under contract and without: these yield to those in any case.
+        self.fair = {binds: FairLine(window_s=policy.fair_window_s) for binds in (True, False)}
         self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
 
 
@@ -100,6 +105,7 @@ class Admission:
     ) -> None:
         self.policy = policy or Policy()
         self._gate = _GATES[self.policy.kind]
+        self._is_fair = self.policy.kind == "contract" and self.policy.fair_room > 0
         self._random = random.Random(seed)
         self._lengths = HistoryLengths() if lengths is None else lengths
         self._contract_of = contract_of or (lambda tenant: None)
@@ -140,7 +146,15 @@ class Admission:
         """
         arrived = now if arrived_s is None else arrived_s
         candidate = candidate_of(request, arrived, committed=committed, patience_s=patience_s, cached=cached)
-        return self._settle_on(request, candidate, self._verdict(candidate, now), now)
+        verdict = self._verdict(candidate, now)
+        if self._is_fair and not (isinstance(verdict, Refuse) and verdict.retry_after_s is None):
+            state = self._models.get(candidate.model)
+            if state is not None and len(state.fleet):
+                fair = state.fair[candidate.binds]
+                if not isinstance(verdict, Admit):
+                    fair.short(now)
+                fair.asked(request.tenant, self._cost_s(state, candidate), request.weight, now)
+        return self._settle_on(request, candidate, verdict, now)
 
     def explain(self, request: Request, now: float, *, committed: bool = True, patience_s: float = 30.0) -> Verdict:
         """What `arrive` would say. Changes nothing."""
@@ -156,8 +170,10 @@ class Admission:
         if state is None or not len(state.deferred):
             return []
         decided = self._expired(state, now)
-        for entry in state.deferred.order(self.policy.looked_at):
-            waiting = entry.what
+        order = [entry.what for entry in state.deferred.order(self.policy.looked_at)]
+        # Who is above its fair line goes last, and holds up nobody who is not.
+        order.sort(key=lambda waiting: self._must_leave_room(state, waiting.candidate, now))
+        for waiting in order:
             verdict = self._verdict(waiting.candidate, now)
             verdict = self._settle_on(waiting.request, waiting.candidate, verdict, now)
             if isinstance(verdict, Defer):
@@ -260,6 +276,7 @@ class Admission:
             policy=policy,
             lengths=self._lengths,
             margin=margin.value if margin else 0.0,
+            room=policy.fair_room if self._must_leave_room(state, candidate, now) else 0.0,
             jitter=self._random.random() if jitter is None else jitter,
             keep_tpot_s=self._tightest_tpot_s(),
             wait_s=wait_s,
@@ -270,12 +287,29 @@ class Admission:
     def _reserved(
         self, state: _Model, candidate: Candidate, loads: Sequence[WorkerLoad], now: float
     ) -> list[Reservation]:
-        """What no report shows on these workers: admitted since, and deferred ahead of a newcomer."""
+        """What no report shows on these workers: admitted since, and deferred ahead of a newcomer. Those above their
+        fair line are not ahead of one who is not."""
         reserved = [r for load in loads for r in self._reservations.pending(candidate.model, load.worker)]
         if len(state.deferred) and candidate.id not in state.deferred:
-            ahead = (e.what.claim for e in state.deferred.order(_AHEAD) if e.tier <= candidate.tier)
-            reserved += [claim for claim in ahead if any(claim.worker == load.worker for load in loads)]
+            workers = {load.worker for load in loads}
+            fair = not self._must_leave_room(state, candidate, now)
+            for entry in state.deferred.order(_AHEAD):
+                waiting = entry.what
+                if entry.tier > candidate.tier or waiting.claim.worker not in workers:
+                    continue
+                if not (fair and self._must_leave_room(state, waiting.candidate, now)):
+                    reserved.append(waiting.claim)
         return reserved
+
+    def _must_leave_room(self, state: _Model, candidate: Candidate, now: float) -> bool:
+        return self._is_fair and state.fair[candidate.binds].must_leave_room(candidate.tenant, now)
+
+    def _cost_s(self, state: _Model, candidate: Candidate) -> float:
+        """The device time that it takes, as its share of full steps."""
+        c = state.fleet.any_load().step_time
+        prompt, outputs = candidate.prompt_tokens, self._lengths.expected(candidate, self.policy.outputs_quantile)
+        reading = c.per_row_s + c.per_context_s * (prompt + outputs / 2)
+        return prompt * (c.per_token_s + c.per_attended_s * prompt / 2) + outputs * (c.per_token_s + reading)
 
     def _settle_on(self, request: Request, candidate: Candidate, verdict: Verdict, now: float) -> Verdict:
         """Do what the verdict says. A deferral that finds no place becomes a refusal."""
@@ -286,7 +320,12 @@ class Admission:
             claim = self._claim(candidate, verdict, None if verdict.ttft_s is None else now + verdict.ttft_s)
             self._reservations.add(request.model, request.tenant, claim, now)
             self._lengths.begun(request.id, request.tenant)
-            self._models[request.model].fleet.pend(claim)
+            state = self._models[request.model]
+            state.fleet.pend(claim)
+            if self._is_fair:
+                state.fair[candidate.binds].got(request.tenant, self._cost_s(state, candidate), now)
+            if claim.outputs is not None and claim.outputs < request.max_tokens:
+                verdict = msgspec.structs.replace(verdict, outputs=claim.outputs)
         return verdict
 
     def _defer(self, request: Request, candidate: Candidate, verdict: Defer, now: float) -> Verdict:

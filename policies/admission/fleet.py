@@ -123,6 +123,10 @@ class Fleet:
         """All reports."""
         return [worker.load for worker in self._workers.values()]
 
+    def any_load(self) -> WorkerLoad:
+        """The report of one of them: to weigh requests against each other."""
+        return next(iter(self._workers.values())).load
+
     def update(self, load: WorkerLoad, pending: list[Reservation]) -> None:
         """A report; `pending` are the reservations that it does not show."""
         self.remove(load.worker)

@@ -50,6 +50,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     relegate: bool = False  # what would be refused for want of room under its contract goes in as best effort
     above_rate: bool = False  # a tenant above its committed rate goes in as best effort; else its limits refuse it
 
+    fair_room: float = 0.2  # contract: what a tenant above its fair line leaves to others (see fairness.py); 0: off
+    fair_window_s: float = 10.0  # over which shares are compared
+
     retry_floor_s: float = 0.05
     jitter: float = 0.15
     load_time_s: float = 5.0  # until a worker for the model may be there
@@ -77,6 +80,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True):
     predicted_tpot_s: float
     headroom_s: float  # of the TTFT (or of the wait) that is left; inf: nothing bounds it
     relegated: bool = False
+    outputs: int = 0  # expected of it; 0: nothing is known but `max_tokens`
 
 
 class Defer(msgspec.Struct, frozen=True, kw_only=True):
