@@ -61,8 +61,9 @@ class SimulatedDevice:
         self.random = random
         slots = min(device.slots, device.tokens_per_step)
         self.position = [0] * slots  # tokens computed, by slot, with those of launched steps
-        self.end = [0] * slots  # the position from which the last output is sampled
+        self.end = [0] * slots  # the position from which the last output is sampled; 0 until it samples at all
         self._known = [0] * slots  # the position from which every step samples
+        self._last = [0] * slots  # what `end` will be
         self._limited = [False] * slots  # whether max_tokens ends it, not a stop token
         self.launched: deque[Launched] = deque()
         self.busy_until_s = 0.0
@@ -152,13 +153,14 @@ class SimulatedDevice:
     def _enter(self, slot: int, arrival: Arrival, computed: int, known: int, prompt_tokens: int) -> None:
         self.position[slot] = computed
         self._known[slot] = known
-        self.end[slot] = prompt_tokens + min(arrival.output_tokens, arrival.max_tokens) - 1
+        self.end[slot] = 0
+        self._last[slot] = prompt_tokens + min(arrival.output_tokens, arrival.max_tokens) - 1
         self._limited[slot] = arrival.output_tokens >= arrival.max_tokens
 
     def _give(self, slots: list[int], counts: list[int]) -> tuple[int, float, int, list[int]]:
-        """Tokens, attended and context, as they count for the time; and which rows, by their place in the step, sample
-        nothing or their last output."""
-        position, end, known = self.position, self.end, self._known
+        """Tokens, attended and context, as they count for the time; and which rows, by their place in the step, may
+        sample nothing, or their last output."""
+        position, end = self.position, self.end
         tokens, attended, context, special = sum(counts), 0.0, 0, []
         chunks = len(slots)
         while chunks and counts[chunks - 1] > 1:
@@ -168,7 +170,7 @@ class SimulatedDevice:
         for i, slot in enumerate(slots[:chunks] if chunks < len(slots) else slots):
             position[slot] = at = position[slot] + 1
             context += at
-            if at >= end[slot] or at < known[slot]:
+            if at >= end[slot]:
                 special.append(i)
         for i in range(chunks, len(slots)):
             count, slot = counts[i], slots[i]
@@ -178,7 +180,7 @@ class SimulatedDevice:
                 attended += count * (start + count / 2)
             else:
                 context += at
-            if at >= end[slot] or at < known[slot]:
+            if at >= end[slot]:
                 special.append(i)
         return tokens, attended, context, special
 
@@ -189,10 +191,12 @@ class SimulatedDevice:
         for i in special:
             slot = slots[i]
             at = self.position[slot] - back
-            if at == self.end[slot] and at >= self._known[slot]:
-                finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
-            else:
+            if at >= self._known[slot]:
+                self.end[slot] = self._last[slot]
+            if at < self._known[slot] or at > self._last[slot]:
                 absent.append(i)
+            elif at == self._last[slot]:
+                finished[i] = int(Finish.length if self._limited[slot] else Finish.stop)
         if absent:
             slots = slots[:]
             for i in reversed(absent):

@@ -71,10 +71,12 @@ class BlockNames:
         return self
 
     def __call__(self, row: Row, blocks: int) -> None:
-        """Append to `row.chain` until it names the first `blocks` blocks."""
+        """Append to `row.chain` until it names the first `blocks` blocks; all that the row may ever fill, since these
+        names wait for no token."""
         chain = cast("list[int]", row.chain)
         serial = self._serials[row.request.id]
         arrival = self._arrivals[serial]
+        blocks = max(blocks, row.end // BLOCK_SIZE)
         if arrival.prefix:
             chain.extend(self._shared(arrival, len(chain), blocks))
         chain.extend(range(serial * _MOST_BLOCKS + len(chain), serial * _MOST_BLOCKS + blocks))
