@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from headgate.errors import HeadgateError
+from policies.catalog import DEFAULT, PolicySet, policy_set
 
 __all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings"]
 
@@ -19,6 +21,9 @@ __all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings"]
 ROLES = ("ledger", "admission", "scheduler", "worker", "gateway")
 
 SETTINGS_VARIABLE = "HEADGATE_SETTINGS"
+
+#: Parts of a policy that are fields of its `SchedulerConfig`.
+_PARTS = ("batching", "order", "preemption")
 
 _DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
@@ -42,7 +47,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int = 0  # of a CPU worker
     mock_step_ms: float = 0.0  # of every step of the mock device; 0: what its timing model says
     mock_profile: str = ""  # device model that the mock takes its sizes and step times from: a name or a file
-    preemption: str = "hybrid"  # none | recompute | swap | tail | hybrid
+    policy: str = DEFAULT  # a name of policies.catalog ...
+    batching: str | None = None  # ... with these parts of it changed; None: as it has them
+    order: str | None = None
+    admission: str | None = None
+    preemption: str | None = None
     force_preempt_every: int = 0
     sample_ratio: float = 1.0
 
@@ -50,6 +59,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def name(self) -> str:
         """The model's public name."""
         return self.model_name or ("headgate-demo" if Path(self.model) == _DEMO_MODEL else Path(self.model).name)
+
+    @property
+    def policies(self) -> PolicySet:
+        """How requests are decided on.
+
+        :raises HeadgateError: there is no such policy, or it cannot serve live.
+        """
+        try:
+            base = policy_set(self.policy)
+        except ValueError as error:
+            raise HeadgateError(str(error)) from None
+        if base.roles != "mixed":
+            raise HeadgateError(
+                f"policy {base.name!r} keeps prefill and decode on workers of their own, which is only simulated yet "
+                f"(headgate simulate --policy {base.name}): KV does not travel between live workers"
+            )
+        tables: dict[str, Any] = msgspec.to_builtins(base)
+        tables["scheduler"] |= {name: value for name in _PARTS if (value := getattr(self, name)) is not None}
+        tables["scheduler"]["force_preempt_every"] = self.force_preempt_every
+        if self.admission is not None:
+            tables["admission"]["kind"] = self.admission
+        try:
+            return msgspec.convert(tables, PolicySet)
+        except msgspec.ValidationError as error:
+            raise HeadgateError(f"policy {base.name!r}: {error}") from None
 
     @property
     def data_dir(self) -> Path:

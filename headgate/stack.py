@@ -116,6 +116,7 @@ def _free_port() -> int:
 
 def _check(settings: Settings) -> None:
     """Refuse early what would fail late."""
+    _ = settings.policies
     data = settings.data_dir
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     (data / "logs").mkdir(exist_ok=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from headgate.errors import HeadgateError
 from headgate.settings import Settings
+from policies.admission.verdict import AdmissionKind
+from policies.catalog import CATALOG
+from policies.config import Batching, Order, Preemption
 
-__all__ = ["data_option", "stack_options"]
+__all__ = ["data_option", "policies_epilog", "stack_options"]
 
 _DEFAULTS = Settings(data="")
 
@@ -29,6 +34,35 @@ def data_option(function: Callable[..., Any]) -> Callable[..., Any]:
         callback=_absolute,
         help="Directory of everything that is kept: keys, usage, traces, logs.",
     )(function)
+
+
+def _policy(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        _ = Settings(data="", policy=value).policies
+    except HeadgateError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def policies_epilog() -> str:
+    """The list of policies that can serve live, a line each, for the end of a command's help."""
+    names = [policies.name for policies in CATALOG.values() if policies.roles == "mixed"]
+    width = max(map(len, names)) + 2
+    lines = [
+        textwrap.fill(
+            CATALOG[name].about,
+            width=78,
+            initial_indent=f"  {name:<{width}}",
+            subsequent_indent=" " * (width + 2),
+        )
+        for name in names
+    ]
+    return "\n".join(["\b", "Policies:", *lines])
+
+
+def _part(name: str, values: object, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A part of the policy, chosen beside its name."""
+    return click.option(f"--{name}", type=click.Choice(get_args(values)), help=f"{text} [default: the policy's]")
 
 
 _OPTIONS = (
@@ -62,12 +96,17 @@ _OPTIONS = (
         " `headgate profile`.",
     ),
     click.option(
-        "--preemption",
-        default="hybrid",
+        "--policy",
+        default=_DEFAULTS.policy,
         show_default=True,
-        type=click.Choice(["none", "recompute", "swap", "tail", "hybrid"]),
-        help="How a running request gives way: by cost, or always one way.",
+        metavar="NAME",
+        callback=_policy,
+        help="How requests are admitted, ordered, batched and preempted: a name from the list below.",
     ),
+    _part("batching", Batching, "How a step is filled."),
+    _part("order", Order, "Who goes first."),
+    _part("admission", AdmissionKind, "Who is let in."),
+    _part("preemption", Preemption, "How a running request gives way: by cost, or always one way."),
     click.option("--force-preempt-every", default=0, help="Debugging: preempt a request every so many steps."),
     click.option("--sample-ratio", default=1.0, show_default=True, help="Share of requests that are traced."),
     data_option,

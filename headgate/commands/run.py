@@ -11,14 +11,14 @@ import uvloop
 
 from actors.addresses import instance_of
 from actors.runtime import ActorError
-from headgate.commands.options import stack_options
+from headgate.commands.options import policies_epilog, stack_options
 from headgate.errors import HeadgateError
 from headgate.settings import ROLES, SETTINGS_VARIABLE, Settings
 
 __all__ = ["command"]
 
 
-@click.command("run")
+@click.command("run", epilog=policies_epilog())
 @click.argument("role", type=click.Choice(ROLES))
 @click.option(
     "--instance", default="", help="Name of this instance, unique in its role. [default: host and process id]"
@@ -51,6 +51,7 @@ def _given(options: dict[str, object]) -> Settings:
         raise click.UsageError(
             "--nats is missing: the address of the NATS server, such as nats://user:password@host:4222"
         )
+    _ = settings.policies  # refused here, not when the role is up
     Path(settings.data).mkdir(parents=True, exist_ok=True)
     return settings
 

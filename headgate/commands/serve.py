@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 import uvloop
 
-from headgate.commands.options import stack_options
+from headgate.commands.options import policies_epilog, stack_options
 from headgate.settings import Settings
 
 __all__ = ["command"]
 
 
-@click.command("serve")
+@click.command("serve", epilog=policies_epilog())
 @click.option("--workers", default=1, show_default=True, help="Worker processes, each with a copy of the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON, in one line, once it is ready.")
 @stack_options

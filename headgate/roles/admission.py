@@ -35,6 +35,11 @@ async def admission(context: RoleContext) -> AsyncIterator[AdmissionActor]:
     bucket = await context.node.transport.bucket(_BUCKET)
     watch = await bucket.watch(changed)
     try:
-        yield AdmissionActor(tenants=tenants, metrics=DecisionMetrics(context.metrics), tracing=context.tracing)
+        yield AdmissionActor(
+            tenants=tenants,
+            metrics=DecisionMetrics(context.metrics),
+            tracing=context.tracing,
+            policy=context.settings.policies.admission,
+        )
     finally:
         await watch.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 from actors.messages import UsageSettled
 from actors.runtime import ActorError
@@ -13,7 +12,6 @@ from actors.scheduler import SchedulerActor
 from actors.usage import SETTLED_SUBJECT, encode_usage
 from headgate.process import RoleContext
 from observability.metrics import CacheMetrics, SchedulerMetrics
-from policies.config import Preemption, SchedulerConfig
 
 __all__ = ["scheduler"]
 
@@ -21,6 +19,7 @@ __all__ = ["scheduler"]
 @asynccontextmanager
 async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
     settings = context.settings
+    policies = settings.policies
 
     async def settle(record: UsageSettled) -> None:
         """Until it is stored: nobody else can settle for a gateway that died.
@@ -37,10 +36,8 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
 
     yield SchedulerActor(
         model=settings.name,
-        config=SchedulerConfig(
-            preemption=cast(Preemption, settings.preemption),
-            force_preempt_every=settings.force_preempt_every,
-        ),
+        config=policies.scheduler,
+        placement=policies.placement,
         metrics=SchedulerMetrics(context.metrics),
         blocks=CacheMetrics(context.metrics),
         tracing=context.tracing,
