@@ -89,11 +89,7 @@ def main() -> None:
     for load in map(float, options.loads.split(",")):
         row = measure(workload, device, options.policy, load, rounds=options.rounds)
         rows.append(row)
-        print(
-            f"{options.policy} on {device.name} at {load}x, busy {row['busy_share']}: "
-            f"{row['requests_per_s']} requests/s ({row['us_per_step']} µs a step), step by step {row['requests_per_s_stepwise']}; ratio {row['ratio']}, "
-            f"equal: {row['equal']}; a fork with {row['live_at_fork']} live takes {row['fork_ms']} ms"
-        )
+        print(f"{options.policy} on {device.name} at {load}x:", ", ".join(f"{k} {v}" for k, v in row.items()))
     if options.out:
         options.out.write_text(json.dumps({"machine": head, "policy": options.policy, "rows": rows}, indent=1) + "\n")
     if not all(row["equal"] for row in rows):
