@@ -9,34 +9,30 @@ is on its way, and does not swing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from policies.disaggregation import DecodeState, Foreseen, foresee
 
-__all__ = ["decode_load", "lets_in"]
+__all__ = ["least_load"]
 
 
-def decode_load(seen: Foreseen, *, most_running: int, blocks: int) -> float:
-    """How full a decode worker is, or will be: 1 is what it can bear. `most_running`: requests beside which the pace
-    that was promised still holds; `blocks`: its memory."""
-    return max(seen.running / most_running, (blocks - seen.free_blocks) / blocks)
-
-
-def lets_in(
+def least_load(
     states: Iterable[DecodeState],
+    load: Callable[[Foreseen], float],
     *,
-    most_running: int,
     prefill_ends_s: float,
     now: float,
     predicted: bool = True,
-) -> bool:
-    """Whether some decode worker is under full load when the request's prefill ends; with `predicted` False, now,
-    by what is there and nothing else."""
-    for state in states:
-        if predicted:
-            seen = foresee(state, prefill_ends_s, now=now)
-        else:
-            seen = foresee(state._replace(coming=()), now, now=now)
-        if decode_load(seen, most_running=most_running, blocks=state.blocks) < 1:
-            return True
-    return False
+) -> float:
+    """The load of the decode worker that has least when a request's prefill ends; inf if there is none. Let it in if
+    that is at most 1.
+
+    `load` says what a worker in that state bears with the request, as a share of what it can: Mooncake takes the time
+    between its tokens over the promised one. With `predicted` False the state is that of now, without what has been
+    promised to the worker and is not there yet.
+    """
+    if predicted:
+        seen = [foresee(state, prefill_ends_s, now=now) for state in states]
+    else:
+        seen = [foresee(state._replace(coming=()), now, now=now) for state in states]
+    return min(map(load, seen), default=float("inf"))

@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from policies.admission import Admit, Refuse
+from policies.admission import Admit, Policy, Reason, Refuse
 from policies.catalog import PolicySet
-from policies.disaggregation import Coming, DecodeState, choose_decode, kv_bytes, split_workers
+from policies.disaggregation import Coming, DecodeState, Foreseen, choose_decode, kv_bytes, split_workers
+from policies.early_rejection import least_load
 from policies.events import Event, Finished, FirstToken, Scheduled
 from policies.placement import Ask, Placer
 from policies.vocabulary import Request
@@ -45,7 +46,10 @@ class DisaggregatedSimulation(MovingSimulation):
     """As `Simulation`, on workers of two kinds: the first `PolicySet.prefill_workers` (0: half) prefill.
 
     :param reserve: when the decode worker makes room.
-    :raises ValueError: if either kind has no worker.
+    Everybody is let in, or Mooncake's early rejection decides (`mooncake`, `mooncake-naive`): by the first token, with
+    what is queued at the prefill worker, and by the pace on the best decode worker once the KV is there.
+
+    :raises ValueError: if either kind has no worker, or for an admission that knows of no such fleets.
     """
 
     def __init__(
@@ -59,8 +63,14 @@ class DisaggregatedSimulation(MovingSimulation):
         **options: Any,
     ) -> None:
         prefill, _ = split_workers(workers, prefill=policies.prefill_workers)
+        self._early = policies.admission.kind
+        if self._early not in ("none", "mooncake", "mooncake-naive"):
+            raise ValueError(
+                f"admission {self._early!r} foresees workers that prefill and decode; "
+                "a disaggregated fleet takes none, mooncake or mooncake-naive"
+            )
         config = msgspec.structs.replace(policies.scheduler, steps_in_flight=1)
-        policies = msgspec.structs.replace(policies, scheduler=config)
+        policies = msgspec.structs.replace(policies, scheduler=config, admission=Policy(kind="none"))
         super().__init__(workload, device, policies, workers=workers, **options)
         self._reserve = reserve
         self._prefill = Placer(policies.placement, seed=self._seed, span=PREFIX_TOKENS)
@@ -70,6 +80,7 @@ class DisaggregatedSimulation(MovingSimulation):
         self._prefilling: dict[str, int] = {}  # request → the decode worker that has made room; -1: none yet
         self._waiting: OrderedDict[str, _Passage] = OrderedDict()  # for room at a decode worker
         self._coming: dict[int, dict[str, Coming]] = {number: {} for number in range(workers)}
+        self._underway: dict[str, Coming] = {}  # who has no decode worker yet, where somebody asks
         self._sent: list[tuple[float, str, _Passage]] = []  # KV on its way: (instant, request, passage), a heap
 
     def _due(self, now: float) -> None:
@@ -82,11 +93,52 @@ class DisaggregatedSimulation(MovingSimulation):
         ask = self._fleet.ask(request)._replace(outputs=0)
         name = self._prefill.place(ask)
         assert name is not None, "no worker prefills"
+        refusal = None if self._early == "none" else self._reject_early(request, ask, name, now)
+        if refusal is not None:
+            return super()._decided(request, refusal, now)
         number = super()._decided(request, msgspec.structs.replace(verdict, worker=name), now)
         if number is not None:
             self._prefill.submitted(ask, name)
-            self._prefilling[request.id] = self._make_room(request, now) if self._reserve == "arrival" else -1
+            self._prefilling[request.id] = decode = self._make_room(request, now) if self._reserve == "arrival" else -1
+            if decode < 0 and self._early == "mooncake":
+                at_s = now + self._prefill.book.views[name].first_token_s(0)
+                self._underway[request.id] = Coming(at_s, ask.tokens + 1, self._fleet.ask(request).outputs)
         return number
+
+    def _reject_early(self, request: Request, ask: Ask, prefill: str, now: float) -> Refuse | None:
+        prefixes = self._prefill.prefixes
+        cached = 0 if prefixes is None else prefixes.cached(ask, prefill)
+        first_token_s = self._prefill.book.views[prefill].first_token_s(ask.tokens, cached=cached)
+        if request.ttft_s is not None and first_token_s > request.ttft_s:
+            late_s = first_token_s - request.ttft_s
+            return Refuse(
+                reason=Reason.ttft_unattainable,
+                measured=first_token_s,
+                threshold=request.ttft_s,
+                retry_after_s=late_s,
+                predicted_ttft_s=first_token_s,
+            )
+        tpot_s = request.tpot_s
+        if tpot_s is None:
+            return None
+        predict = self._fleet.workers[0].step_time.predict
+
+        def load(seen: Foreseen) -> float:
+            return predict(seen.running + 1, 0.0, seen.context + ask.tokens, seen.running + 1) / tpot_s
+
+        ends_s = now + first_token_s + self._links.seconds(kv_bytes(ask.tokens, self._device.block_bytes))
+        least = least_load(
+            self._promised_states(now), load, prefill_ends_s=ends_s, now=now, predicted=self._early == "mooncake"
+        )
+        if least <= 1:
+            return None
+        return Refuse(
+            reason=Reason.tpot_unattainable,
+            measured=least * tpot_s,
+            threshold=tpot_s,
+            retry_after_s=first_token_s,
+            predicted_ttft_s=first_token_s,
+        )
 
     def _take(self, number: int, events: list[Event], now: float) -> None:
         """A request begins, has its first token, and ends once, wherever it is."""
@@ -113,6 +165,7 @@ class DisaggregatedSimulation(MovingSimulation):
     def _give_up_room(self, request: str) -> None:
         """It ended where it was prefilled."""
         decode = self._prefilling.pop(request)
+        self._underway.pop(request, None)
         if decode >= 0:
             self._fleet.workers[decode].scheduler.abandon(request)
             del self._coming[decode][request]
@@ -146,6 +199,7 @@ class DisaggregatedSimulation(MovingSimulation):
         number = self._number[seen.worker]
         if not self._fleet.workers[number].scheduler.expect(request, now, tokens=tokens + 1):
             return -1
+        self._underway.pop(request.id, None)
         self._coming[number][request.id] = Coming(at_s, tokens + 1, request.max_tokens - 1)
         return number
 
@@ -159,6 +213,15 @@ class DisaggregatedSimulation(MovingSimulation):
             context = sum(row[0] for row in rows)
             step_s = worker.step_time.predict(len(rows) + 1, 0.0, context, len(rows) + 1)
             states.append(DecodeState(name, load.blocks, load.slots, step_s, rows, list(self._coming[number].values())))
+        return states
+
+    def _promised_states(self, now: float) -> list[DecodeState]:
+        """As `_states`, with those who prefill or wait, and will come to one or another."""
+        states = self._states()
+        underway = [self._underway[name] for name in [*self._waiting, *self._prefilling] if name in self._underway]
+        for at, state in enumerate(states):
+            share = underway[at :: len(states)]
+            states[at] = state._replace(coming=[*state.coming, *share])
         return states
 
     def _pull_waiting(self, now: float) -> None:

@@ -35,12 +35,13 @@ class Ask(NamedTuple):
 
 def ask_of(request: Request, *, prefix: bool = False) -> Ask:
     """What placement needs of a request. `prefix`: with names, about 1 µs for each 128 tokens of the prompt."""
-    prompt, known = len(request.prompt) // 4, (len(request.prompt) + len(request.generated)) // 4
+    prompt, seen = len(request.prompt) // 4, len(request.generated) // 4
+    expected = min(request.expected_outputs or request.max_tokens, request.max_tokens)
     return Ask(
         request.id,
-        known,
+        prompt + seen,
         prompt + request.max_tokens,
-        max(0, prompt + request.max_tokens - known),
+        max(1, expected - seen),
         request.tier,
         request.worker,
         _names(request) if prefix else (),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from random import Random
 from statistics import correlation, mean
 
 import pytest
 
 from policies.disaggregation import Coming, DecodeState, Foreseen
-from policies.early_rejection import decode_load, lets_in
+from policies.early_rejection import least_load
 
 STEP_S = 0.05
 MOST_RUNNING = 40
@@ -17,6 +18,11 @@ PREFILL_S = 3.0  # of long prompts
 PREFILL_WORKERS = 96
 OUTPUTS = 100
 MOST_QUEUED_S = 5.0  # a first token later than that is worth nothing
+
+
+def load(seen: Foreseen) -> float:
+    """With one more, of the requests that a worker can bear."""
+    return (seen.running + 1) / MOST_RUNNING
 
 
 class Run:
@@ -45,11 +51,11 @@ class Run:
                 arrival += random.expovariate(3 * MOST_RUNNING / (OUTPUTS * STEP_S))
                 begin = max(now, min(free))
                 state = DecodeState("d", 10_000, 1000, STEP_S, rows, list(coming))
-                if begin - now <= MOST_QUEUED_S and lets_in(
-                    [state], most_running=MOST_RUNNING, prefill_ends_s=begin + PREFILL_S, now=now, predicted=predicted
-                ):
-                    free[free.index(min(free))] = begin + PREFILL_S
-                    coming.append(Coming(begin + PREFILL_S, 100, OUTPUTS))
+                ends = begin + PREFILL_S
+                share = least_load([state], load, prefill_ends_s=ends, now=now, predicted=predicted)
+                if begin - now <= MOST_QUEUED_S and share <= 1:
+                    free[free.index(min(free))] = ends
+                    coming.append(Coming(ends, 100, OUTPUTS))
             if now > 60:
                 self.running.append(len(rows))
                 self.prefilling.append(len(coming))
@@ -75,15 +81,13 @@ def test_naive_early_rejection_swings_in_anti_phase_and_the_predicted_does_not(s
     assert predicted.served > 1.4 * naive.served
 
 
-def test_load_is_that_of_the_scarcer_of_pace_and_memory() -> None:
-    """1 is full, by either."""
-    assert decode_load(Foreseen("d", 10, 90, 0), most_running=40, blocks=100) == 0.25
-    assert decode_load(Foreseen("d", 10, 20, 0), most_running=40, blocks=100) == 0.8
-
-
 def test_what_is_on_its_way_counts_only_in_the_prediction() -> None:
-    """A worker that is empty now and promised to the full lets nobody in, unless it is judged by now."""
-    state = DecodeState("d", 1000, 8, STEP_S, [], [Coming(1.0, 100, OUTPUTS)] * 4)
-    assert not lets_in([state], most_running=4, prefill_ends_s=1.5, now=0.0)
-    assert lets_in([state], most_running=4, prefill_ends_s=1.5, now=0.0, predicted=False)
-    assert lets_in([state], most_running=4, prefill_ends_s=7.0, now=0.0)
+    """A worker that is empty now and promised to the full lets nobody in, unless it is judged by now; and of several,
+    the one with the least load decides."""
+    full = DecodeState("a", 1000, 8, STEP_S, [], [Coming(1.0, 100, OUTPUTS)] * 4)
+    assert least_load([full], load, prefill_ends_s=1.5, now=0.0) == 5 / MOST_RUNNING
+    assert least_load([full], load, prefill_ends_s=1.5, now=0.0, predicted=False) == 1 / MOST_RUNNING
+    assert least_load([full], load, prefill_ends_s=7.0, now=0.0) == 1 / MOST_RUNNING
+    half = DecodeState("b", 1000, 8, STEP_S, [(100, OUTPUTS)] * 2)
+    assert least_load([full, half], load, prefill_ends_s=1.5, now=0.0) == 3 / MOST_RUNNING
+    assert least_load([], load, prefill_ends_s=1.5, now=0.0) == inf

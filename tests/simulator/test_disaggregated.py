@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.admission import Policy
 from policies.catalog import policy_set
 from policies.disaggregation import kv_bytes
-from policies.vocabulary import StepTimeCoefficients, Tenant
+from policies.vocabulary import Contract, StepTimeCoefficients, Tenant
 from simulator.disaggregated import DisaggregatedSimulation
+from simulator.kinds import make_simulation
+from simulator.migrating import MigratingSimulation
 from simulator.records import Arrival, Device, StepRecord, Workload
+from simulator.simulation import Simulation
 
 POLICIES = policy_set("disaggregated")
 BLOCK = 1000  # bytes
@@ -213,3 +217,61 @@ def test_a_fork_goes_its_own_way_to_the_same_end() -> None:
     first, second = fork.run(), simulation.run()
     assert first.outcomes == second.outcomes == simulate(what, device(), workers=4).run().outcomes
     assert first.transferred_bytes == second.transferred_bytes
+
+
+def swinging(kind: Literal["none", "mooncake", "mooncake-naive"]) -> tuple[float, int, int]:
+    """Long prompts on many prefill workers before one decode worker, at three times what its pace allows.
+
+    Returns from the least to the most that decode at once, as a share of the most; how many were let in; and how many
+    of them kept their pace.
+    """
+    outputs, batch = 100, 20
+    on = msgspec.structs.replace(
+        device(blocks=20_000, slots=500, transfer_bytes_per_s=1e12),
+        tokens_per_step=512,  # so that each worker computes one prompt at a time
+        step_time=StepTimeCoefficients(0.0, 0.02, 0.0058, per_row_s=0.002),
+    )
+    pace_s = 0.02 + (0.0058 + 0.002) * batch + 0.001
+    contract = Contract(ttft_ms=60_000.0, tpot_ms=pace_s * 1000)
+    rate = 3 * batch / (outputs * pace_s)
+    arrivals = [Arrival(f"r{i:04}", i / rate, "t", 512, outputs, outputs) for i in range(round(rate * 240))]
+    what = Workload(name="test", arrivals=arrivals, tenants={"t": Tenant(name="t", contract=contract)})
+    workers = 32
+    policies = msgspec.structs.replace(POLICIES, prefill_workers=workers - 1, admission=Policy(kind=kind))
+    simulation = DisaggregatedSimulation(what, on, policies, workers=workers)
+    running = []
+    for second in range(80, 230):
+        simulation.run_until(float(second))
+        running.append(simulation._fleet.workers[-1].scheduler.census().running)
+    outcomes = simulation.run().outcomes
+    admitted = [outcome for outcome in outcomes if outcome.admitted]
+    return (max(running) - min(running)) / max(running), len(admitted), sum(outcome.met for outcome in admitted)
+
+
+def test_naive_early_rejection_oscillates_and_the_predicted_does_not() -> None:
+    """Mooncake, on real schedulers: judged by the load of now, decoding swings between nearly nobody and far too many,
+    and most that were let in miss their pace; judged by the end of the prefill, it is steady and all keep it."""
+    swing, let_in, met = swinging("mooncake-naive")
+    assert swing > 0.8
+    assert met < 0.5 * let_in
+    swing, let_in, met = swinging("mooncake")
+    assert swing < 0.2
+    assert met == let_in
+    assert let_in > 250
+
+
+def test_an_admission_that_foresees_mixed_workers_is_refused() -> None:
+    """The message says which there are."""
+    policies = msgspec.structs.replace(POLICIES, admission=Policy(kind="contract"))
+    with pytest.raises(ValueError, match="takes none, mooncake or mooncake-naive"):
+        DisaggregatedSimulation(workload((0.0, 16, 2)), device(), policies)
+
+
+def test_a_policy_set_says_which_simulation_it_is() -> None:
+    """By its roles, and by whether requests move; on one worker nothing can."""
+    what, on = workload((0.0, 16, 2)), device()
+    chosen = [
+        type(make_simulation(what, on, policy_set(name), workers=workers))
+        for name, workers in (("disaggregated", 2), ("llumnix", 2), ("llumnix", 1), ("chunked", 2))
+    ]
+    assert chosen == [DisaggregatedSimulation, MigratingSimulation, Simulation, Simulation]
