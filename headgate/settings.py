@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from headgate.errors import HeadgateError
-from policies.catalog import DEFAULT, PolicySet, policy_set
+from policies.catalog import CATALOG, DEFAULT, PolicySet, policy_set
 
-__all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings"]
+__all__ = ["ROLES", "SETTINGS_VARIABLE", "Settings", "live_policies"]
 
 #: Every kind of process that a stack is made of, in the order of starting.
 ROLES = ("ledger", "admission", "scheduler", "worker", "gateway")
@@ -26,6 +26,11 @@ SETTINGS_VARIABLE = "HEADGATE_SETTINGS"
 _PARTS = ("batching", "order", "preemption")
 
 _DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+def live_policies() -> list[PolicySet]:
+    """Those that a running stack can serve by: requests stay where they are placed."""
+    return [policies for policies in CATALOG.values() if policies.roles == "mixed" and not policies.migration]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,10 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             base = policy_set(self.policy)
         except ValueError as error:
             raise HeadgateError(str(error)) from None
-        if base.roles != "mixed":
+        if base not in live_policies():
             raise HeadgateError(
-                f"policy {base.name!r} keeps prefill and decode on workers of their own, which is only simulated yet "
-                f"(headgate simulate --policy {base.name}): KV does not travel between live workers"
+                f"policy {base.name!r} moves requests between workers, which is only simulated yet (headgate simulate "
+                f"--policy {base.name}): KV does not travel between live workers"
             )
         tables: dict[str, Any] = msgspec.to_builtins(base)
         tables["scheduler"] |= {name: value for name in _PARTS if (value := getattr(self, name)) is not None}

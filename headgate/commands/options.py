@@ -10,9 +10,8 @@ from typing import Any, get_args
 import click
 
 from headgate.errors import HeadgateError
-from headgate.settings import Settings
+from headgate.settings import Settings, live_policies
 from policies.admission.verdict import AdmissionKind
-from policies.catalog import CATALOG
 from policies.config import Batching, Order, Preemption
 
 __all__ = ["data_option", "policies_epilog", "stack_options"]
@@ -46,16 +45,16 @@ def _policy(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 def policies_epilog() -> str:
     """The list of policies that can serve live, a line each, for the end of a command's help."""
-    names = [policies.name for policies in CATALOG.values() if policies.roles == "mixed"]
-    width = max(map(len, names)) + 2
+    live = live_policies()
+    width = max(len(policies.name) for policies in live) + 2
     lines = [
         textwrap.fill(
-            CATALOG[name].about,
+            policies.about,
             width=78,
-            initial_indent=f"  {name:<{width}}",
+            initial_indent=f"  {policies.name:<{width}}",
             subsequent_indent=" " * (width + 2),
         )
-        for name in names
+        for policies in live
     ]
     return "\n".join(["\b", "Policies:", *lines])
 

@@ -10,7 +10,7 @@ from headgate.errors import HeadgateError
 from headgate.settings import Settings
 from policies.catalog import CATALOG
 
-LIVE = [policies.name for policies in CATALOG.values() if policies.roles == "mixed"]
+LIVE = [name for name in CATALOG if name not in ("disaggregated", "llumnix")]
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -31,10 +31,11 @@ def test_single_parts_are_changed_beside_the_name() -> None:
     assert policies.admission.kind == "contract"
 
 
-def test_a_policy_that_is_only_simulated_is_refused_with_the_way_to_simulate_it() -> None:
-    """Prefill and decode on workers of their own need KV to travel, which it does not live."""
-    with pytest.raises(HeadgateError, match="headgate simulate --policy disaggregated"):
-        _ = Settings(data="d", policy="disaggregated").policies
+@pytest.mark.parametrize("name", ["disaggregated", "llumnix"])
+def test_a_policy_that_is_only_simulated_is_refused_with_the_way_to_simulate_it(name: str) -> None:
+    """Workers for prefill alone, and requests that migrate, need KV to travel, which it does not live."""
+    with pytest.raises(HeadgateError, match=f"headgate simulate --policy {name}"):
+        _ = Settings(data="d", policy=name).policies
 
 
 @pytest.mark.parametrize(
