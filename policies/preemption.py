@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from policies.rows import Row
 
-__all__ = ["Standing", "choose_set", "standing", "worst"]
+__all__ = ["Standing", "choose_set", "standing"]
 
 Standing = tuple[int, bool, int]
 
@@ -20,13 +20,6 @@ Standing = tuple[int, bool, int]
 def standing(row: Row) -> Standing:
     """The order in which running rows are protected, the last gives way first: tier, a promised pace, arrival."""
     return (row.tier, row.tpot_s is None, row.sequence)
-
-
-def worst(
-    rows: Iterable[Row], *, max_preemptions: int, standing: Callable[[Row], tuple[float, ...]] = standing
-) -> Row | None:
-    """The first to give way; None if all are immune."""
-    return max((row for row in rows if row.preemptions < max_preemptions), key=standing, default=None)
 
 
 def choose_set(

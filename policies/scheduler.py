@@ -11,6 +11,7 @@ been given too much (it ended on a stop token) comes back absent.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -214,7 +215,9 @@ class Scheduler:
     def kv_tokens(self, request_id: str) -> int:
         """How many of a request's first tokens have KV in its blocks, acknowledged: what can be copied now."""
         row = self._rows.get(request_id)
-        return 0 if row is None else min(row.computed, len(row.blocks) * BLOCK_SIZE)
+        if row is None or row.started > self._kv.device.acknowledged:  # it may be on its way in from the host
+            return 0
+        return min(row.computed, len(row.blocks) * BLOCK_SIZE)
 
     def kv_blocks(self, request_id: str) -> list[int]:
         """The device blocks of positions 0, 16, 32, … of a request that is here, expected, or handed over and kept."""
@@ -309,21 +312,36 @@ class Scheduler:
         finished = done.finished
         if done.slots != slots:
             tokens, finished = flight.align(done)
+        rows, begun = flight.rows[:decodes], 0
+        if tokens is not done.tokens or any(finished):
+            for i in [i for i, (token, finish) in enumerate(zip(tokens, finished, strict=True)) if finish or token is None]:
+                if i < decodes:
+                    self._move_on(rows[begun:i], tokens[begun:i], now)
+                    self._settle(rows[i], 1, tokens[i], finished[i], True, now)
+                    begun = i + 1
+        self._move_on(rows[begun:] if begun else rows, tokens[begun:decodes], now)
+begun:i], tokens[begun:i], now)
+                    self._settle(rows[i], 1, tokens[i], finished[i], True, now)
+                    begun = i + 1
+        self._move_on(rows[begun:] if begun else rows, tokens[begun:decodes], now)
+        counts = flight.step.counts
+        for i, samples in enumerate(flight.samples, decodes):
+            self._settle(flight.rows[i], counts[i], tokens[i], finished[i], samples, now)
+
+    def _move_on(self, rows: list[Row], tokens: Sequence[int | None], now: float) -> None:
+        """As `_settle` for one token of each row, where all sampled and the worker ended none: the usual step."""
         register, block = self._kv.register, BLOCK_SIZE
-        for row, token, finish in zip(flight.rows[:decodes], tokens, finished, strict=False):
+        for row, token in zip(rows, tokens, strict=False):
             if row.stale or token is None:
-                self._settle(row, 1, token, finish, True, now)
+                self._settle(row, 1, token, Finish.none, True, now)
                 continue
             row.in_flight -= 1
             row.computed = computed = row.computed + 1
             row.tokens.append(token)
             if not computed % block and row.blocks:
                 register(row)
-            if finish or not (row.left or row.in_flight):
-                self._end(row, Finish(finish or Finish.length), now)
-        counts = flight.step.counts
-        for i, samples in enumerate(flight.samples, decodes):
-            self._settle(flight.rows[i], counts[i], tokens[i], finished[i], samples, now)
+            if not row.left and not row.in_flight:
+                self._end(row, Finish.length, now)
 
     def _settle(self, row: Row, count: int, token: int | None, finish: int, samples: bool, now: float) -> None:
         """Acknowledge `count` tokens of a row, and the output that it sampled with them."""

@@ -8,7 +8,7 @@ from harness import FixedStepTime, make_request
 
 from policies.giving import Costs, Link
 from policies.kv import KvMemory
-from policies.preemption import choose_set, standing, worst
+from policies.preemption import choose_set, standing
 from policies.rows import Row
 from policies.running import Running
 from policies.vocabulary import StepTimeCoefficients, WorkerSpec
@@ -30,14 +30,14 @@ def test_standing_is_class_then_promise_then_arrival() -> None:
         running_row(3, tier=2, tpot_s=0.1),
     ]
     assert [row.sequence for row in sorted(rows, key=standing)] == [1, 5, 2, 4, 3]
-    assert worst(rows, max_preemptions=2) is rows[-1]
 
 
 def test_who_was_preempted_often_enough_is_immune() -> None:
-    """The last in standing is passed over once it gave way K times; None if everyone did."""
-    rows = [running_row(1), running_row(2, preemptions=2)]
-    assert worst(rows, max_preemptions=2) is rows[0]
-    assert worst(rows, max_preemptions=0) is None
+    """Who gave way K times is passed over, whatever the class of who asks."""
+    rows = [running_row(1, tier=2), running_row(2, tier=2, preemptions=2)]
+    freed = dict.fromkeys(rows, 4)
+    assert choose_set(rows, tier=0, slots=1, blocks=1, freed_by=freed, max_preemptions=2) == [rows[0]]
+    assert choose_set(rows, tier=0, slots=1, blocks=1, freed_by=freed, max_preemptions=0) == []
 
 
 def test_a_higher_class_gets_all_it_needs_or_nothing() -> None:

@@ -40,6 +40,7 @@ def draw_config(rnd: random.Random) -> SchedulerConfig:
         preemption=rnd.choice(["hybrid", "hybrid", "swap", "recompute", "tail", "tail", "none"]),
         max_preemptions=rnd.choice([0, 1, 2, 5]),
         min_run_steps=rnd.choice([0, 3]),
+        offload_share=rnd.choice([0.0, 0.0, 0.2, 1.0]),
         single_flight_tokens=rnd.choice([16, 32]),
         new_tokens_per_step=rnd.choice([50, 65_536]),
         patience_s=rnd.choice([0.5, 30.0]),
