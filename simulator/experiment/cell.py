@@ -11,6 +11,7 @@ import msgspec
 
 from policies.catalog import DEFAULT, PolicySet
 from simulator.devices import load_device, scaled_kv
+from simulator.kinds import make_simulation
 from simulator.overrides import changed_policies, label
 from simulator.records import Device, Workload
 from simulator.simulation import Knowledge, Simulation
@@ -71,7 +72,7 @@ def simulation_of(cell: Cell, *, workload: Workload | None = None, keep_steps: b
 
     :raises SimulatorError: if a name or a file in it is wrong.
     """
-    return Simulation(
+    return make_simulation(
         workload or workload_of(cell),
         device_of(cell),
         policies_of(cell),

@@ -134,7 +134,7 @@ REQUESTS = st.lists(
 ).map(sorted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     requests=REQUESTS,
     workers=st.integers(2, 4),
