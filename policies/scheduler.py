@@ -314,22 +314,18 @@ class Scheduler:
             tokens, finished = flight.align(done)
         rows, begun = flight.rows[:decodes], 0
         if tokens is not done.tokens or any(finished):
-            for i in [i for i, (token, finish) in enumerate(zip(tokens, finished, strict=True)) if finish or token is None]:
-                if i < decodes:
-                    self._move_on(rows[begun:i], tokens[begun:i], now)
-                    self._settle(rows[i], 1, tokens[i], finished[i], True, now)
-                    begun = i + 1
-        self._move_on(rows[begun:] if begun else rows, tokens[begun:decodes], now)
-begun:i], tokens[begun:i], now)
-                    self._settle(rows[i], 1, tokens[i], finished[i], True, now)
-                    begun = i + 1
+            results = enumerate(zip(tokens[:decodes], finished, strict=False))
+            for i in [i for i, (token, finish) in results if finish or token is None]:
+                self._move_on(rows[begun:i], tokens[begun:i], now)
+                self._settle(rows[i], 1, tokens[i], finished[i], True, now)
+                begun = i + 1
         self._move_on(rows[begun:] if begun else rows, tokens[begun:decodes], now)
         counts = flight.step.counts
         for i, samples in enumerate(flight.samples, decodes):
             self._settle(flight.rows[i], counts[i], tokens[i], finished[i], samples, now)
 
     def _move_on(self, rows: list[Row], tokens: Sequence[int | None], now: float) -> None:
-        """As `_settle` for one token of each row, where all sampled and the worker ended none: the usual step."""
+        """As `_settle` for one token of each row, where all sampled and the worker ended none: the usual case."""
         register, block = self._kv.register, BLOCK_SIZE
         for row, token in zip(rows, tokens, strict=False):
             if row.stale or token is None:
