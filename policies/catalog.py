@@ -25,7 +25,7 @@ class PolicySet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scheduler: SchedulerConfig = SchedulerConfig()
     admission: Policy = Policy()
     placement: Placement = "best-fit"
-    roles: Literal["mixed", "disaggregated"] = "mixed"
+    roles: Literal["mixed", "disaggregated", "pooled"] = "mixed"  # pooled: workers help the other side
     prefill_workers: int = 0  # disaggregated: of the workers, so many prefill; 0: half, the odd one decodes
     migration: bool = False  # requests move between workers while they run
 
@@ -169,6 +169,14 @@ _SETS = (
         admission=_OPEN,
         placement="least-loaded",
         roles="disaggregated",
+    ),
+    PolicySet(
+        name="splitwise",
+        about="prefill and decode apart, with workers lent to the side whose queue is long (Splitwise)",
+        scheduler=_with(_CHUNKED, batching="continuous", chunk_tokens=0),
+        admission=_OPEN,
+        placement="least-loaded",
+        roles="pooled",
     ),
 )
 

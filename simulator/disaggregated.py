@@ -26,6 +26,7 @@ from policies.early_rejection import least_load
 from policies.events import Event, Finished, FirstToken, Scheduled
 from policies.placement import Ask, Placer
 from policies.vocabulary import Request
+from simulator.errors import BadFleet
 from simulator.moving import MovingSimulation
 from simulator.records import PREFIX_TOKENS, Device, Workload
 
@@ -49,7 +50,7 @@ class DisaggregatedSimulation(MovingSimulation):
     Everybody is let in, or Mooncake's early rejection decides (`mooncake`, `mooncake-naive`): by the first token, with
     what is queued at the prefill worker, and by the pace on the best decode worker once the KV is there.
 
-    :raises ValueError: if either kind has no worker, or for an admission that knows of no such fleets.
+    :raises BadFleet: if either kind has no worker, or for an admission that knows of no such fleets.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class DisaggregatedSimulation(MovingSimulation):
         reserve: Literal["arrival", "prefill-end"] = "prefill-end",
         **options: Any,
     ) -> None:
-        prefill, _ = split_workers(workers, prefill=policies.prefill_workers)
+        try:
+            prefill, _ = split_workers(workers, prefill=policies.prefill_workers)
+        except ValueError as error:
+            raise BadFleet(str(error)) from None
         self._early = policies.admission.kind
         if self._early not in ("none", "mooncake", "mooncake-naive"):
-            raise ValueError(
+            raise BadFleet(
                 f"admission {self._early!r} foresees workers that prefill and decode; "
                 "a disaggregated fleet takes none, mooncake or mooncake-naive"
             )
@@ -205,7 +209,9 @@ class DisaggregatedSimulation(MovingSimulation):
 
     def _states(self) -> list[DecodeState]:
         states = []
-        for name in self._decode.book.views:
+        for name, view in self._decode.book.views.items():
+            if view.draining:
+                continue
             number = self._number[name]
             worker = self._fleet.workers[number]
             load = worker.scheduler.load(self.now, name)

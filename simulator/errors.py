@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BadDevice", "BadSynthetic", "BadTenants", "BadTrace", "BadWindow", "LawBroken", "SimulatorError"]
+__all__ = [
+    "BadDevice",
+    "BadFleet",
+    "BadSynthetic",
+    "BadTenants",
+    "BadTrace",
+    "BadWindow",
+    "LawBroken",
+    "SimulatorError",
+]
 
 
 class SimulatorError(Exception):
@@ -34,6 +43,10 @@ class BadWindow(SimulatorError):
 
 class BadDevice(SimulatorError):
     """A device of no such name, or a file of one with a missing or unknown key or an impossible value."""
+
+
+class BadFleet(SimulatorError):
+    """So many workers, or this admission, do not go with the roles of a policy set."""
 
 
 class LawBroken(SimulatorError):

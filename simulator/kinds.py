@@ -7,6 +7,7 @@ from typing import Any
 from policies.catalog import PolicySet
 from simulator.disaggregated import DisaggregatedSimulation
 from simulator.migrating import MigratingSimulation
+from simulator.pooled import PooledSimulation
 from simulator.records import Device, Workload
 from simulator.simulation import Simulation
 
@@ -20,8 +21,10 @@ def make_simulation(
 
     With a single worker nothing can move, so migration is none.
 
-    :raises ValueError: a disaggregated fleet of one worker, or with an admission that knows of no such fleets.
+    :raises BadFleet: a disaggregated fleet of one worker, or with an admission that knows of no such fleets.
     """
+    if policies.roles == "pooled":
+        return PooledSimulation(workload, device, policies, workers=workers, **options)
     if policies.roles == "disaggregated":
         return DisaggregatedSimulation(workload, device, policies, workers=workers, **options)
     if policies.migration and workers > 1:

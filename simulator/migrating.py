@@ -19,6 +19,7 @@ from policies.events import Event, Finished, FirstToken, Preempted, Scheduled
 from policies.migration import Balance, Migration, MigrationPolicy, Movable, Stage, choose_moves
 from policies.placement import Ask, blocks_of, virtual_usage
 from policies.vocabulary import Request
+from simulator.errors import BadFleet
 from simulator.moving import MovingSimulation
 from simulator.records import Device, Workload
 from simulator.requests import make_request
@@ -51,7 +52,7 @@ class MigratingSimulation(MovingSimulation):
 
     `moved` has the migrations that were carried out, `aborted` says why others were not.
 
-    :raises ValueError: for a single worker.
+    :raises BadFleet: for a single worker.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class MigratingSimulation(MovingSimulation):
         super().__init__(workload, device, policies, workers=workers, **options)
         self._policy = migration or MigrationPolicy()
         if self._fleet.placer is None:
-            raise ValueError(f"{workers} worker: there must be two at least for requests to move between")
+            raise BadFleet(f"{workers} worker: there must be two at least for requests to move between")
         self._place = self._fleet.placer
         self._copies: dict[str, _Copy] = {}  # by request
         self._timers: list[tuple[float, str]] = []  # (instant, request whose copy is done), a heap

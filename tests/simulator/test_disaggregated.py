@@ -14,8 +14,10 @@ from policies.catalog import policy_set
 from policies.disaggregation import kv_bytes
 from policies.vocabulary import Contract, StepTimeCoefficients, Tenant
 from simulator.disaggregated import DisaggregatedSimulation
+from simulator.errors import BadFleet
 from simulator.kinds import make_simulation
 from simulator.migrating import MigratingSimulation
+from simulator.pooled import PooledSimulation
 from simulator.records import Arrival, Device, StepRecord, Workload
 from simulator.simulation import Simulation
 
@@ -141,7 +143,7 @@ def test_room_may_be_made_before_the_prefill() -> None:
 def test_a_fleet_needs_both_kinds() -> None:
     """One worker cannot be split, and not all of them can prefill."""
     for workers, prefill in ((1, 0), (3, 3)):
-        with pytest.raises(ValueError, match="at least one of each kind"):
+        with pytest.raises(BadFleet, match="at least one of each kind"):
             simulate(workload((0.0, 16, 2)), device(), workers=workers, prefill_workers=prefill)
 
 
@@ -263,7 +265,7 @@ def test_naive_early_rejection_oscillates_and_the_predicted_does_not() -> None:
 def test_an_admission_that_foresees_mixed_workers_is_refused() -> None:
     """The message says which there are."""
     policies = msgspec.structs.replace(POLICIES, admission=Policy(kind="contract"))
-    with pytest.raises(ValueError, match="takes none, mooncake or mooncake-naive"):
+    with pytest.raises(BadFleet, match="takes none, mooncake or mooncake-naive"):
         DisaggregatedSimulation(workload((0.0, 16, 2)), device(), policies)
 
 
@@ -272,6 +274,50 @@ def test_a_policy_set_says_which_simulation_it_is() -> None:
     what, on = workload((0.0, 16, 2)), device()
     chosen = [
         type(make_simulation(what, on, policy_set(name), workers=workers))
-        for name, workers in (("disaggregated", 2), ("llumnix", 2), ("llumnix", 1), ("chunked", 2))
+        for name, workers in (("disaggregated", 2), ("splitwise", 2), ("llumnix", 2), ("llumnix", 1), ("chunked", 2))
     ]
-    assert chosen == [DisaggregatedSimulation, MigratingSimulation, Simulation, Simulation]
+    assert chosen == [DisaggregatedSimulation, PooledSimulation, MigratingSimulation, Simulation, Simulation]
+
+
+def burst() -> Workload:
+    """Long prompts with few outputs for a while, then short ones with many."""
+    return workload(*[(0.2 * i, 1500, 3) for i in range(30)], *[(40.0 + 0.2 * i, 50, 60) for i in range(30)])
+
+
+def pooled(what: Workload, *, workers: int = 4, skip: bool = True, blocks: int = 1000) -> PooledSimulation:
+    return PooledSimulation(
+        what,
+        device(blocks=blocks),
+        policy_set("splitwise"),
+        workers=workers,
+        skip=skip,
+        borrow_at={"prefill": 4000.0, "decode": 8.0},
+        return_at={"prefill": 500.0, "decode": 2.0},
+    )
+
+
+def test_the_mixed_pool_helps_where_the_queue_is() -> None:
+    """A burst of prompts is computed by decode workers too, and a burst of decodes is shared by prefill workers; first
+    tokens come sooner than with fixed roles, and in the end everybody is back at its own work."""
+    fixed = simulate(burst(), device(), workers=4).run()
+    simulation = pooled(burst())
+    roles = set()
+    for second in range(80):
+        simulation.run_until(float(second))
+        roles |= {(name, simulation._pool.role(name)) for name in ("w0", "w1", "w2", "w3")}
+    result = simulation.run()
+    assert {name for name, role in roles if role == "mixed"} & {"w2", "w3"}
+    assert {name for name, role in roles if role == "mixed"} & {"w0", "w1"}
+    assert [simulation._pool.role(f"w{i}") for i in range(4)] == ["prefill", "prefill", "decode", "decode"]
+    first = [sum(o.measured_ttft_s or 0 for o in outcomes[:30]) for outcomes in (result.outcomes, fixed.outcomes)]
+    assert first[0] < 0.8 * first[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(requests=REQUESTS, workers=st.integers(3, 5), blocks=st.sampled_from([60, 1000]))
+def test_the_mixed_pool_loses_nobody(requests: list[tuple[float, int, int]], workers: int, blocks: int) -> None:
+    """Whoever is borrowed and given back meanwhile: all are served in full, and skipping steps changes nothing."""
+    what = workload(*requests)
+    quick, slow = (pooled(what, workers=workers, skip=skip, blocks=blocks).run() for skip in (True, False))
+    assert quick.outcomes == slow.outcomes
+    assert all(outcome.generated == outcome.output_tokens for outcome in quick.outcomes)
