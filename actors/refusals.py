@@ -16,6 +16,7 @@ _WORDS = {
     Reason.kv_exhausted: "the KV cache would peak at {m:.0f} blocks, {t:.0f} may be used",
     Reason.deadline_exceeded: "it waited {m:.2f} s of {t:.2f} s and can no longer start in time",
     Reason.queue_full: "the queue is full: {m:.0f} wait already, {t:.0f} may",
+    Reason.overloaded: "contracts press for {m:.0%} of the capacity: from {t:.0%} on nothing else is let in",
     Reason.no_worker: "no worker serves this model now",
     Reason.requests_per_minute: "the limit of {t:.0f} requests a minute is used up",
     Reason.tokens_per_minute: "the limit of {t:.0f} tokens a minute does not allow it: {m:.0f} would be used",

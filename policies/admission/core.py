@@ -45,6 +45,7 @@ from policies.admission.verdict import (
     candidate_of,
 )
 from policies.admission.worker_state import Reservation
+from policies.overload import Ladder, Level, Rungs
 from policies.vocabulary import Contract, Request, WorkerLoad
 
 __all__ = ["Admission"]
@@ -59,6 +60,8 @@ _GATES: Mapping[AdmissionKind, Gate] = {
 }
 #: Tenants whose margins are kept, the last that ended a request.
 _MARGINS = 4096
+#: So long the tightest promise of a first token that came is kept, for the pressure.
+_TTFT_KEPT_S = 10.0
 #: Deferred requests ahead that a newcomer's forecast counts: with so many it waits in any case.
 _AHEAD = 64
 
@@ -75,12 +78,17 @@ class _Waiting:
 class _Model:
     """What is known of one model."""
 
-    __slots__ = ("deferred", "fair", "fleet")
+    __slots__ = ("deferred", "fair", "fleet", "ladder", "level", "looked_at_s", "pressure", "ttft")
 
     def __init__(self, policy: Policy) -> None:
         self.fleet = Fleet()
         # Apart for requests under contract and without: these yield to those in any case.
         self.fair = {binds: FairLine(window_s=policy.fair_window_s) for binds in (True, False)}
+        self.ladder = None if policy.ladder is None or policy.kind != "contract" else Ladder(policy.ladder)
+        self.level = Level.calm
+        self.pressure = 0.0
+        self.looked_at_s = -inf
+        self.ttft: tuple[float, float] | None = None  # the tightest that came lately, and when
         self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
 
 
@@ -106,6 +114,9 @@ class Admission:
         self.policy = policy or Policy()
         self._gate = _GATES[self.policy.kind]
         self._is_fair = self.policy.kind == "contract" and self.policy.fair_room > 0
+        # From `defer` on best effort does not queue behind the door, from `refuse` on nothing becomes best effort.
+        self._pressed = msgspec.structs.replace(self.policy, lookahead_s=0.0)
+        self._saturated = msgspec.structs.replace(self.policy, relegate=False)
         self._random = random.Random(seed)
         self._lengths = HistoryLengths() if lengths is None else lengths
         self._contract_of = contract_of or (lambda tenant: None)
@@ -154,7 +165,14 @@ class Admission:
                 if not isinstance(verdict, Admit):
                     fair.short(now)
                 fair.asked(request.tenant, self._cost_s(state, candidate), request.weight, now)
+        if candidate.binds and candidate.ttft_s is not None:
+            self._note_promise(candidate.model, candidate.ttft_s, now)
         return self._settle_on(request, candidate, verdict, now)
+
+    def level(self, model: str) -> Level:
+        """How far up the overload ladder that model is."""
+        state = self._models.get(model)
+        return Level.calm if state is None else state.level
 
     def explain(self, request: Request, now: float, *, committed: bool = True, patience_s: float = 30.0) -> Verdict:
         """What `arrive` would say. Changes nothing."""
@@ -213,6 +231,7 @@ class Admission:
             changed.discard((model, load.worker))
         for where in changed:
             self._repend(where)
+        self._climb(state, now)
 
     def settled(
         self, request_id: str, tenant: str, *, outputs: int, is_whole: bool, attained: bool | None, now: float
@@ -262,6 +281,15 @@ class Admission:
         state, policy = self._models.get(candidate.model), self.policy
         if state is None or not len(state.fleet) or now - state.fleet.heard_at >= self._load_stale_s:
             return nobody(policy)
+        room = policy.fair_room if self._must_leave_room(state, candidate, now) else 0.0
+        if state.level >= Level.relegate and room and policy.relegate and candidate.binds:
+            candidate = msgspec.structs.replace(candidate, committed=False)
+        if state.level >= Level.refuse:
+            policy = self._saturated
+            if not candidate.binds and candidate.id not in state.deferred:
+                return self._overloaded(state)
+        if state.level >= Level.defer and not candidate.binds:
+            policy = self._pressed
         binds = candidate.binds and policy.kind == "contract"  # the others know no classes
         time_s = candidate.ttft_s if binds and candidate.ttft_s is not None else candidate.max_wait_s
         loads = state.fleet.shortlist(
@@ -276,7 +304,7 @@ class Admission:
             policy=policy,
             lengths=self._lengths,
             margin=margin.value if margin else 0.0,
-            room=policy.fair_room if self._must_leave_room(state, candidate, now) else 0.0,
+            room=room,
             jitter=self._random.random() if jitter is None else jitter,
             keep_tpot_s=self._tightest_tpot_s(),
             wait_s=wait_s,
@@ -300,6 +328,29 @@ class Admission:
                 if not (fair and self._must_leave_room(state, waiting.candidate, now)):
                     reserved.append(waiting.claim)
         return reserved
+
+    def _climb(self, state: _Model, now: float) -> None:
+        """Look at the pressure, five times a dwell at most."""
+        rungs = self.policy.ladder
+        if state.ladder is None or rungs is None or now - state.looked_at_s < rungs.dwell_s / 5:
+            return
+        state.looked_at_s = now
+        state.pressure = state.fleet.pressure(None if state.ttft is None else state.ttft[0])
+        state.level = state.ladder.level(now, state.pressure)
+
+    def _note_promise(self, model: str, ttft_s: float, now: float) -> None:
+        state = self._models.get(model)
+        if state is not None and (state.ttft is None or ttft_s <= state.ttft[0] or now - state.ttft[1] > _TTFT_KEPT_S):
+            state.ttft = (ttft_s, now)
+
+    def _overloaded(self, state: _Model) -> Refuse:
+        rungs = self.policy.ladder or Rungs()
+        return Refuse(
+            reason=Reason.overloaded,
+            measured=state.pressure,
+            threshold=rungs.enter[Level.refuse - 1] - rungs.gap,
+            retry_after_s=max(self.policy.retry_floor_s, 2 * rungs.dwell_s * self._random.uniform(0.5, 1.5)),
+        )
 
     def _must_leave_room(self, state: _Model, candidate: Candidate, now: float) -> bool:
         return self._is_fair and state.fair[candidate.binds].must_leave_room(candidate.tenant, now)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from math import inf
 
 from policies.admission.worker_state import Reservation
+from policies.overload import demand, strain
 from policies.vocabulary import BLOCK_SIZE, Tier, WorkerLoad
 
 __all__ = ["Fleet"]
@@ -39,10 +40,22 @@ class _Queued:
 class _Worker:
     """A report, summed up, and the reservations since. `waits`: seconds by class of newcomer."""
 
-    __slots__ = ("_held", "_pending", "_queued", "_used", "load", "prompt_token_s", "step_s", "turnover_s", "waits")
+    __slots__ = (
+        "_held",
+        "_pending",
+        "_queued",
+        "_used",
+        "demand",
+        "load",
+        "prompt_token_s",
+        "step_s",
+        "turnover_s",
+        "waits",
+    )
 
     def __init__(self, load: WorkerLoad) -> None:
         self.load = load
+        self.demand = demand(load)
         self._queued = (_Queued(), _Queued())
         self._pending = (_Queued(), _Queued())
         self._held = [0, load.slots - load.free_slots]  # slots
@@ -122,6 +135,10 @@ class Fleet:
     def loads(self) -> list[WorkerLoad]:
         """All reports."""
         return [worker.load for worker in self._workers.values()]
+
+    def pressure(self, tightest_ttft_s: float | None) -> float:
+        """As `policies.overload.pressure` of all reports. O(workers)."""
+        return min((strain(*worker.demand, tightest_ttft_s) for worker in self._workers.values()), default=0.0)
 
     def any_load(self) -> WorkerLoad:
         """The report of one of them: to weigh requests against each other."""

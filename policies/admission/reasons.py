@@ -21,6 +21,7 @@ class Reason(StrEnum):
     kv_exhausted = "kv_exhausted"  # the predicted peak of KV does not fit
     queue_full = "queue_full"  # the deferred requests are too many
     deadline_exceeded = "deadline_exceeded"  # the deadline passed while it was deferred
+    overloaded = "overloaded"  # contracts need the capacity, and this request has none
     no_worker = "no_worker"  # the model is known, but nobody serves it now
     model_unknown = "model_unknown"
     requests_per_minute = "requests_per_minute"
@@ -50,6 +51,7 @@ _TABLE = {
     Reason.kv_exhausted: _CAPACITY,
     Reason.queue_full: _CAPACITY,
     Reason.deadline_exceeded: HttpError(503, "service_unavailable_error", "deadline_exceeded", True),
+    Reason.overloaded: _CAPACITY,
     Reason.no_worker: HttpError(503, "service_unavailable_error", "model_not_ready", True),
     Reason.model_unknown: HttpError(404, "invalid_request_error", "model_not_found", False),
     Reason.requests_per_minute: _RATE,

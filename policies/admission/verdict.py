@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from policies.admission.reasons import Reason
+from policies.overload import Rungs
 from policies.vocabulary import Request, Tier
 
 __all__ = ["AdmissionKind", "Admit", "Candidate", "Decided", "Defer", "Policy", "Refuse", "Verdict", "candidate_of"]
@@ -52,6 +53,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     fair_room: float = 0.2  # contract: what a tenant above its fair line leaves to others (see fairness.py); 0: off
     fair_window_s: float = 10.0  # over which shares are compared
+
+    ladder: Rungs | None = Rungs()  # contract: what is given up under overload (policies/overload.py); None: nothing
 
     retry_floor_s: float = 0.05
     jitter: float = 0.15
