@@ -127,27 +127,29 @@ class Gathered(Whole):
 
     Static (FasterTransformer): only a full batch starts. Dynamic (Triton, TorchServe): also fewer, when the oldest has
     waited for `timeout_s`, counted while the device is busy too. Prompts that together are more than the worker takes
-    in a step follow in the next ones; who finds no room in the KV pool then waits for the next batch.
+    in a step follow in the next ones; who finds no room in the KV pool starts when those who did are over.
     """
 
     def __init__(self, *, size: int, tokens: int, max_chunk: int = 0, timeout_s: float = inf) -> None:
         super().__init__(size=size, tokens=tokens, max_chunk=max_chunk)
         self._timeout_s = timeout_s
         self._places = 0  # of the batch that is starting
+        self._owed = 0  # places of it that had no room
 
     def begin(self, running: Running, waiting: WaitingQueue, now: float) -> int:
         if not len(running):
-            self._places = min(self.size, len(waiting)) if self._ready(waiting, now) else 0
+            places, self._owed = self._owed or (self.size if self._ready(waiting, now) else 0), 0
+            self._places = min(places, len(waiting))
         return self._places
 
     def _ready(self, waiting: WaitingQueue, now: float) -> bool:
-        if len(waiting) >= self.size or now >= waiting.oldest_since() + self._timeout_s:
-            return True
-        head = waiting.head(now)
-        return head is not None and head[0].preemptions > 0  # the rest of a batch that the KV pool could not hold
+        # Who was preempted has been in a batch already, and does not gather anew.
+        full = len(waiting) >= self.size or waiting.returning
+        return bool(full) or now >= waiting.oldest_since() + self._timeout_s
 
     def end(self, started: int, *, more: bool) -> None:
-        self._places = self._places - started if more else 0
+        left = self._places - started
+        self._places, self._owed = (left, 0) if more else (0, left + self._owed)
 
     def wake_at(self, running: Running, waiting: WaitingQueue) -> float:
         return inf if len(running) else waiting.oldest_since() + self._timeout_s

@@ -26,7 +26,7 @@ from policies.reports import scheduled
 from policies.rows import Flight, Row
 from policies.running import Running
 from policies.single_flight import SingleFlight
-from policies.turns import FlexYields, best_ranked
+from policies.turns import FlexYields, best_ranked, outranked
 from policies.vocabulary import NewRow, WorkerSpec, pack_tokens
 
 __all__ = ["Planner"]
@@ -96,6 +96,8 @@ class Planner:
             self._pressure.force(draft, now)
         if len(self._waiting) and self._config.preempt_for_tier:
             self._pressure.make_way(draft, now)
+        if len(self._waiting) and self._waiting.preemptive:
+            self._give_way(draft, now)
         rows = self._pressure.grow(draft, now)
         taking = self._taking_part(rows, now) if self._flex is not None or self._waiting.preemptive else rows
         self._decode(draft, taking)
@@ -104,6 +106,25 @@ class Planner:
         if taking is not rows and not draft.rows:
             self._decode(draft, rows[: self._batching.size])  # who they sat out for cannot run
         return draft
+
+    def _give_way(self, draft: Draft, now: float) -> None:
+        """Preemptive orders: rows that rank behind the head of the queue give it the slot and blocks that it misses."""
+        running, kv, head = self._running, self._kv, self._waiting.head(now)
+        if head is None or head[0].in_flight or running.draining or not self._pressure.may_reserve(head[0]):
+            return
+        quantum = self._config.min_run_steps
+        missing = kv.look(head[0]).cost + self._pressure.reserve() - kv.supply
+        rows = (*running.decoding, *running.prefilling)
+        for row in outranked(
+            [row for row in rows if not running.immune(row) and draft.number - row.started >= quantum],
+            head=head[0],
+            slots=1 - running.free_slots,
+            blocks=missing,
+            waiting=self._waiting,
+            kv=kv,
+            now=now,
+        ):
+            missing -= self._pressure.preempt(draft, row, max(0, missing), now)
 
     # Decode
 

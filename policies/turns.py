@@ -6,7 +6,7 @@ does, so a row may miss any number of steps, also while results are in flight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 
 from policies.chunks import StepTime, tightest_pace_s
@@ -16,7 +16,7 @@ from policies.rows import Row
 from policies.running import Running
 from policies.vocabulary import Tier
 
-__all__ = ["FlexYields", "best_ranked"]
+__all__ = ["FlexYields", "best_ranked", "outranked"]
 
 #: Steps in a row that one row sits out at most for the pace of others: as many as a lead is lent over.
 MOST_STEPS = 32
@@ -84,3 +84,18 @@ def best_ranked(
         return rows
     best = set(sorted((*rows, *others), key=lambda row: waiting.rank(row, now))[:size])
     return [row for row in rows if row in best]
+
+
+def outranked(
+    rows: Iterable[Row], *, head: Row, slots: int, blocks: int, waiting: WaitingQueue, kv: KvMemory, now: float
+) -> list[Row]:
+    """Under a preemptive order: those of `rows`, the last ranked first, of a strictly lower level than the waiting
+    `head`, that give it the `slots` and `blocks` that it misses; none if all of them would not be enough."""
+    level = waiting.rank(head, now).tier
+    chosen: list[Row] = []
+    for row in sorted(rows, key=lambda row: waiting.rank(row, now), reverse=True):
+        if (slots <= 0 and blocks <= 0) or waiting.rank(row, now).tier <= level:
+            break
+        chosen.append(row)
+        slots, blocks = slots - 1, blocks - kv.freed_by(row)
+    return chosen if slots <= 0 and blocks <= 0 else []

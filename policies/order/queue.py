@@ -70,6 +70,7 @@ class WaitingQueue:
         self._tickets = 0
         self._since_patient = 0  # starts since the last one that could go to the longest waiting
         self._size = 0
+        self.returning = 0  # of the rows that wait, those that were preempted
         self._latest: list[Entry] | None = [] if shed_hopeless else None  # by the latest start that is of use
 
     def __len__(self) -> int:
@@ -107,6 +108,7 @@ class WaitingQueue:
         self._tickets += 1
         row.ticket = self._tickets
         self._size += 1
+        self.returning += row.preemptions > 0
         self._by_age.append(Entry(now, row.ticket, row))
         if self._latest is not None and row.deadline < inf and row.first_scheduled_at is None:
             heappush(self._latest, Entry(row.deadline - self._cost.alone_s(len(row.tokens), 0), row.ticket, row))
@@ -118,6 +120,7 @@ class WaitingQueue:
         if row.ticket:
             row.ticket = 0
             self._size -= 1
+            self.returning -= row.preemptions > 0
             self._left(row)
 
     def head(self, now: float) -> tuple[Row, Rank] | None:
