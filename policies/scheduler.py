@@ -236,6 +236,11 @@ class Scheduler:
         return len(self._flights)
 
     @property
+    def oldest(self) -> Flight:
+        """The step in flight whose result comes next."""
+        return self._flights[0]
+
+    @property
     def newest(self) -> Flight:
         """The step that was planned last, which is in flight."""
         return self._flights[-1]

@@ -59,6 +59,11 @@ class Ledger:
         """The outcome of a request that is not over."""
         return self.outcomes[self.live[request]]
 
+    def paused(self, request: str, gap_s: float) -> None:
+        """So long passed between two outputs of a request, of which a preemption was a part."""
+        outcome = self.of(request)
+        outcome.longest_gap_s = max(outcome.longest_gap_s, gap_s)
+
     def over(self, request: str) -> Outcome:
         """Nothing will change any more about this request."""
         return self.outcomes[self.live.pop(request)]

@@ -170,7 +170,10 @@ class Simulation:
     def _step_done(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
         worker.awaited = False
-        self._told(worker.complete(now), now)
+        events = worker.complete(now)
+        for request, gap_s in worker.take_gaps():
+            self._ledger.paused(request, gap_s)
+        self._told(events, now)
 
     def _told(self, events: list[Event], now: float) -> None:
         """What a scheduler told."""

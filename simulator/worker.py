@@ -7,8 +7,9 @@ from copy import deepcopy
 from random import Random
 
 from policies.config import SchedulerConfig
-from policies.events import Event
+from policies.events import Event, Preempted
 from policies.kv import NameBlocks
+from policies.rows import Flight
 from policies.scheduler import Scheduler
 from policies.vocabulary import Request, Step, WorkerLoad, WorkerSpec
 from simulator.device import Noise, SimulatedDevice
@@ -59,6 +60,8 @@ class SimulatedWorker:
         self.swapped_blocks = 0
         self.live = 0  # requests
         self.awaited = False  # its oldest step is among the events
+        self._paused: dict[str, float] = {}  # preempted request → instant of its last output, or of the preemption
+        self._gaps: list[tuple[str, float]] = []
         self._queue: list[StepRecord] | None = [] if keep else None
         self.kept: list[StepRecord] = []
 
@@ -93,14 +96,41 @@ class SimulatedWorker:
         self.busy_s += done.duration_s
         if self._queue is not None:
             self.kept.append(self._queue.pop(0))
-        return self.scheduler.complete(done, now)
+        if not self._paused:
+            return self.scheduler.complete(done, now)
+        flight = self.scheduler.oldest
+        events = self.scheduler.complete(done, now)
+        self._note_gaps(flight, now)
+        return events
+
+    def take_gaps(self) -> list[tuple[str, float]]:
+        """Since the last time: requests that had an output again after a preemption, and the seconds between."""
+        gaps, self._gaps = self._gaps, []
+        return gaps
+
+    def _note_gaps(self, flight: Flight, now: float) -> None:
+        """Outputs of a step in flight may still come after the preemption; the first one after the next start ends the
+        pause."""
+        for i, row in enumerate(flight.rows):
+            since = self._paused.get(row.request.id)
+            if since is None or (i >= flight.decodes and not flight.samples[i - flight.decodes]):
+                continue
+            if row.generated > 1:
+                self._gaps.append((row.request.id, now - since))
+            self._paused[row.request.id] = now
+            if row.slot >= 0 or row.finish:
+                del self._paused[row.request.id]
 
     def pump(self, now: float) -> list[Event]:
         """Plan and launch steps until enough are in flight."""
         scheduler = self.scheduler
         while (step := scheduler.plan(now)) is not None:
             self._launch(step, now)
-        return scheduler.take_events()
+        events = scheduler.take_events()
+        for event in events:
+            if isinstance(event, Preempted):
+                self._paused[event.request] = event.at
+        return events
 
     def skip(self, until_s: float) -> None:
         """Take results and launch steps, before that instant, as long as nothing else happens here."""

@@ -289,3 +289,18 @@ def test_under_a_contract_what_cannot_be_in_time_is_refused_with_a_time_to_come_
     assert admitted
     assert all(outcome.retry_after_s is not None and outcome.reason for outcome in refused)
     assert all(outcome.met for outcome in admitted)
+
+
+def test_the_pause_of_a_preempted_request_is_the_time_between_its_outputs() -> None:
+    """One of a lower class gives all its blocks to a newcomer, and goes on when that is over."""
+    arrivals = workload(Arrival("low", 0.0, "v", 200, 100, 100), Arrival("high", 5.5, "t", 200, 8, 8), **CONTRACTS)
+    policies = open_set("priority", preemption="recompute", min_run_steps=1, watermark=0.0)
+    result = Simulation(arrivals, device(blocks=20, step_time=SECONDS), policies).run()
+    low, high = result.outcomes
+    assert low.preemptions == 1
+    assert high.preemptions == 0
+    assert high.finished_s is not None
+    assert high.finished_s - 9.0 <= low.longest_gap_s <= high.finished_s - 5.0
+    assert low.measured_tpot_s is not None
+    assert low.longest_gap_s > 5 * low.measured_tpot_s
+    assert result.lost_tokens > 200
