@@ -32,13 +32,6 @@ class _Window:
         if len(self._recent) > self._size:
             del self.ordered[bisect_left(self.ordered, self._recent.popleft())]
 
-    def above(self, generated: int, quantile: float, enough: int) -> int | None:
-        """The quantile (finite-sample corrected) of the lengths above `generated`; None where there are too few."""
-        first = bisect_right(self.ordered, generated)
-        n = len(self.ordered) - first
-        rank = ceil(quantile * (n + 1))
-        return None if n < enough or rank > n else self.ordered[first + rank - 1]
-
 
 class OutputHistory:
     """The lengths of the last `window` outputs of each of at most `tenants` tenants (least recently used), and the last
@@ -63,8 +56,16 @@ class OutputHistory:
     def remaining(self, tenant: str, generated: int, at_most: int, quantile: float = 0.8) -> int:
         """Outputs still to come, at that quantile of the past lengths above `generated`: the tenant's own where at
         least `enough` are known, else those of all tenants, else `at_most`, which bounds it in any case."""
-        own = self._own.get(tenant)
-        length = None if own is None else own.above(generated, quantile, self._enough)
-        if length is None:
-            length = self._all.above(generated, quantile, self._enough)
-        return at_most if length is None else min(length - generated, at_most)
+        enough = self._enough
+        for window in (self._own.get(tenant), self._all):
+            if window is None:
+                continue
+            # The quantile with the finite-sample correction; in line, since a forecast asks for every live request.
+            ordered = window.ordered
+            first = bisect_right(ordered, generated)
+            n = len(ordered) - first
+            rank = ceil(quantile * (n + 1))
+            if n >= enough and rank <= n:
+                left = ordered[first + rank - 1] - generated
+                return left if left < at_most else at_most
+        return at_most

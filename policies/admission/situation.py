@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from policies.admission.lengths import MaxTokens, OutputLengths
 from policies.admission.reasons import Reason
@@ -46,7 +47,7 @@ class Situation:
         lengths, quantile = self.lengths, self.policy.outputs_quantile
         if isinstance(lengths, MaxTokens):
             return None
-        return lambda request: lengths.remaining(request, quantile)
+        return partial(lengths.remaining, quantile=quantile)
 
     def retry_s(self, wait_s: float) -> float:
         """When to come back, if it would fit in `wait_s`: jittered, so that those refused together do not return so."""

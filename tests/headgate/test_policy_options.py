@@ -10,7 +10,7 @@ from headgate.errors import HeadgateError
 from headgate.settings import Settings
 from policies.catalog import CATALOG
 
-LIVE = [name for name in CATALOG if name not in ("disaggregated", "llumnix")]
+LIVE = [policies.name for policies in CATALOG.values() if policies.roles == "mixed" and not policies.migration]
 
 
 @pytest.mark.parametrize("name", LIVE)
