@@ -18,6 +18,7 @@ from headgate.device_file import device_of, to_toml
 from headgate.self_profile import profile
 from policies.step_time import Features, step_time
 from policies.vocabulary import StepTimeCoefficients
+from simulator.devices import load_device
 
 
 class Engine:
@@ -52,12 +53,15 @@ def test_the_costs_of_a_device_are_found() -> None:
     assert measured.ratios[1] < 1.01
 
 
-def test_the_file_reads_back_as_the_device() -> None:
+def test_the_file_reads_back_as_the_device(tmp_path: Path) -> None:
     """TOML with the fields of a device model, whatever the name of the model is made of."""
     engine = Engine()
     measured = profile(engine, seconds=0.5, clock=engine.clock)
     device = device_of(measured, name='Llä"ma\\3\n', source="a test")
     read = tomllib.loads(to_toml(device, measured))
+    path = tmp_path / "device.toml"
+    path.write_text(to_toml(device, measured), encoding="utf-8")
+    assert load_device(path) == device
     assert read == msgspec.structs.asdict(device) | {"step_time": msgspec.structs.asdict(device.step_time)}
 
 

@@ -15,6 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from stack_support import BACK_S, Stack, Tenant, counting, eventually, has_ended, headgate, resident_kib
 
+from simulator.devices import load_device
+
 _ROLES = ["nats", "ledger", "admission", "scheduler", "worker", "gateway"]
 
 #: Of gateway.md: what every dashboard may count on.
@@ -68,6 +70,8 @@ def test_every_command_against_the_running_stack(stack: Stack) -> None:
     listed = run_json(stack, "keys", "list", "--tenant", "shop")
     assert [row["state"] for row in listed] == ["revoked"]  # type: ignore[attr-defined]
     assert run_json(stack, "usage", "--tenant", "shop") == []
+    profiled = run_json(stack, "profile", "--output", str(stack.data / "device.toml"))
+    assert load_device(stack.data / "device.toml").step_time.floor_s == profiled["device"]["step_time"]["floor_s"]  # type: ignore[index]
     run_json(stack, "tenants", "delete", "shop", "--yes")
     unknown = headgate("tenants", "show", "shop", "--data", str(stack.data))
     assert (unknown.returncode, "shop" in unknown.stderr, "Traceback" in unknown.stderr) == (1, True, False)
