@@ -128,14 +128,6 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def __contains__(self, worker: object) -> bool:
-        return worker in self._workers
-
-    @property
-    def loads(self) -> list[WorkerLoad]:
-        """All reports."""
-        return [worker.load for worker in self._workers.values()]
-
     def pressure(self, tightest_ttft_s: float | None) -> float:
         """As `policies.overload.pressure` of all reports. O(workers)."""
         return min((strain(*worker.demand, tightest_ttft_s) for worker in self._workers.values()), default=0.0)
