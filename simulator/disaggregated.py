@@ -236,9 +236,28 @@ class DisaggregatedSimulation(MovingSimulation):
             passage = next(iter(self._waiting.values()))
             passage.decode = self._make_room(passage.request, now)
             if passage.decode < 0:
-                return
+                if not self._revoke():
+                    return
+                continue
             del self._waiting[passage.request.id]
             self._pull(passage, now)
+
+    def _revoke(self) -> bool:
+        """Take back the room that was held last for somebody whose prefill has not ended; False if there is none.
+
+        Who is prefilled goes first. Both may not wait for each other: the one for room here, the other for the memory
+        of the prefill worker, which the first one fills.
+        """
+        for name in reversed(self._prefilling):
+            number = self._prefilling[name]
+            if number >= 0:
+                self._fleet.workers[number].scheduler.abandon(name)
+                coming = self._coming[number].pop(name)
+                if self._early == "mooncake":
+                    self._underway[name] = coming
+                self._prefilling[name] = -1
+                return True
+        return False
 
     def _pull(self, passage: _Passage, now: float) -> None:
         source, destination = self._fleet.workers[passage.prefill], self._fleet.workers[passage.decode]

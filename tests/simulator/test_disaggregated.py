@@ -140,6 +140,14 @@ def test_room_may_be_made_before_the_prefill() -> None:
         assert simulation.run().outcomes[0].generated == 5
 
 
+def test_room_held_before_a_prefill_is_given_to_who_is_prefilled() -> None:
+    """One waits for room that another holds, which waits for memory that the first one fills: neither would ever go on,
+    if the room of the one that is not prefilled could not be taken back."""
+    what = workload((0.458, 481, 13), (1.107, 659, 3), (2.436, 696, 14), (3.841, 302, 4))
+    outcomes = simulate(what, device(blocks=60, transfer_bytes_per_s=1e6), reserve="arrival").run().outcomes
+    assert [outcome.generated for outcome in outcomes] == [13, 3, 14, 4]
+
+
 def test_a_fleet_needs_both_kinds() -> None:
     """One worker cannot be split, and not all of them can prefill."""
     for workers, prefill in ((1, 0), (3, 3)):
