@@ -16,8 +16,11 @@ from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients
 
 __all__ = ["StepTime", "largest_chunk", "tightest_pace_s"]
 
-#: A lead over the pace is lent to prompts over so many steps, as admission foresees it.
+#: A lead over the pace is lent to prompts over so many steps, as admission foresees it; and one that is behind catches
+#: up in so many, since its end is not known.
 LEND_STEPS = 32
+#: Share of a pace that is aimed below it. Without, a row whose steps fill its pace exactly ends a hair late.
+PACE_GUARD = 0.02
 
 
 class StepTime(Protocol):
@@ -45,13 +48,16 @@ def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> flo
     """
     tightest = inf
     for row in rows:
-        if row.tpot_s is None:
+        if row.tpot_s is None or row.first_token_at is None:
             continue
-        lead_s = row.lead_s(now)
+        pace_s = row.tpot_s * (1 - PACE_GUARD)
+        lead_s = row.first_token_at + (row.generated - row.seen) * pace_s - now
         steps = max(1, row.end - len(row.tokens))
-        allowed = row.tpot_s + lead_s / (min(LEND_STEPS, steps) if lead_s > 0 else steps)
-        if allowed < tightest and step_time.predict(1, 0.0, row.computed, 1) <= allowed:
-            tightest = allowed
+        allowed = pace_s + lead_s / min(LEND_STEPS, steps)
+        if allowed < tightest:
+            alone_s = step_time.predict(1, 0.0, row.computed, 1)
+            if alone_s <= row.tpot_s + lead_s / steps:
+                tightest = min(tightest, max(allowed, alone_s))
     return tightest
 
 
