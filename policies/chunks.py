@@ -18,7 +18,7 @@ __all__ = ["StepTime", "largest_chunk", "tightest_pace_s"]
 
 #: A lead over the pace is lent to prompts over so many steps, as admission foresees it; and one that is behind catches
 #: up in so many, since its end is not known.
-LEND_STEPS = 32
+LEND_STEPS = 16
 #: Share of a pace that is aimed below it. Without, a row whose steps fill its pace exactly ends a hair late.
 PACE_GUARD = 0.02
 
@@ -48,10 +48,12 @@ def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> flo
     """
     tightest = inf
     for row in rows:
-        if row.tpot_s is None or row.first_token_at is None:
+        if row.tpot_s is None:
             continue
         pace_s = row.tpot_s * (1 - PACE_GUARD)
-        lead_s = row.first_token_at + (row.generated - row.seen) * pace_s - now
+        lead_s = 0.0
+        if row.first_token_at is not None:  # else its first output is in flight
+            lead_s = row.first_token_at + (row.generated - row.seen) * pace_s - now
         steps = max(1, row.end - len(row.tokens))
         allowed = pace_s + lead_s / min(LEND_STEPS, steps)
         if allowed < tightest:

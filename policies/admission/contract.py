@@ -117,7 +117,7 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
             remaining=remaining,
         )
         ask = _ask(candidate, terms, state, outputs)
-        options.append(_Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve), terms))
+        options.append(_Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve, spare=policy.spare), terms))
     ready = [o for o in options if o.headroom >= 0 and o.forecast.hold_s <= policy.lookahead_s]
     if ready:
         # Best fit under a contract keeps room for what is tighter; without one, the emptiest worker is the kindest.

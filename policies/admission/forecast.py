@@ -56,8 +56,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
 
 
-def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05) -> Forecast:
-    """What becomes of `ask` on the worker of `state`, which was built for its kind of candidate."""
+def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: float = 0.0) -> Forecast:
+    """What becomes of `ask` on the worker of `state`, which was built for its kind of candidate.
+
+    `spare`: share of its time that a prompt behind the candidate must have left, not to count as made late.
+    """
     capacity = int(state.load.blocks * BLOCK_SIZE * (1 - kv_reserve))
     alone = state.prompt_s(ask.prefill, ask.cached)
     slowest = state.step(1, 0.0, ask.cached + ask.prefill + HORIZON, 1)
@@ -73,7 +76,7 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05) -> Forec
 
     held = _held(state)
     wait_kv = earliest_start(held, tokens, ask.outputs, capacity) * state.decode_s
-    hold, start, first_token, victim = _walk(state, ask, wait_kv)
+    hold, start, first_token, victim = _walk(state, ask, wait_kv, spare)
     cause, measured, threshold = Reason.ttft_unattainable, first_token, ask.first_token_in_s or inf
     if wait_kv and wait_kv >= hold:
         cause, threshold = Reason.kv_exhausted, capacity
@@ -120,7 +123,7 @@ def _never(alone: float, slowest: float, cause: Reason, measured: float, thresho
     )
 
 
-def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float, float, float]:
+def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tuple[float, float, float, float]:
     """Serve the prompts in order, the candidate among them.
 
     Returns until when slots or `not_before` hold it back, its start, its first token, and the end of the last prompt
@@ -165,7 +168,7 @@ def _walk(state: WorkerState, ask: Ask, not_before: float) -> tuple[float, float
             time = max(time, free_at) + spent  # held back, it lets the others pass
         else:
             # One that an idle worker could not save either does not count.
-            if delay and end > prompt_due >= state.prompt_s(left, before):
+            if delay and end > prompt_due * (1 - spare) and prompt_due >= state.prompt_s(left, before):
                 victim = max(victim, end - delay)
             time = at + spent
         if step > decode:

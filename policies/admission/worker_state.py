@@ -18,7 +18,7 @@ __all__ = ["HORIZON", "Prompt", "Reservation", "Row", "WorkerState"]
 #: Steps ahead at which contexts are taken when a pace is judged.
 HORIZON = 64
 #: A lead over the pace is lent to prompts over so many steps.
-_LEND_STEPS = 32
+_LEND_STEPS = 16
 
 #: A decoding row: outputs to come, context, allowed pace (inf: it binds nobody).
 Row = tuple[int, int, float]
