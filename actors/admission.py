@@ -272,7 +272,8 @@ class AdmissionActor(Actor):
             msg.tenant,
             outputs=msg.output_tokens,
             is_whole=msg.is_whole,
-            attained=msg.attained,
+            ttft_kept=msg.ttft_kept,
+            tpot_kept=msg.tpot_kept,
             now=self._clock(),
         )
         decision = self._decided.get(msg.request)

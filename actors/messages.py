@@ -119,7 +119,8 @@ class Settle(Message, frozen=True, tag="settle"):
     output_tokens: int
     ttft_s: float | None = None  # measured at the gateway, for the margin of admission
     tpot_s: float | None = None
-    attained: bool | None = None  # of its contract; None: it had none, or was cut short
+    ttft_kept: bool | None = None  # None: not promised, or cut short
+    tpot_kept: bool | None = None
     is_whole: bool = True  # it ended by itself, so that its length says something about the next
 
 

@@ -72,12 +72,11 @@ class OpenStream:
             finish = self.stream.finish
         await self._finish(self, finish)
 
-    def attained(self) -> bool | None:
-        """Whether the contract was kept; None where there was none."""
+    def kept(self) -> tuple[bool | None, bool | None]:
+        """Whether TTFT and TPOT were kept; None: not promised, or there was no second output to tell a pace by."""
         request, stream = self.stream.request, self.stream
-        if stream.deadline is None and request.tpot_s is None:
-            return None
-        if stream.error or stream.first_token is None:
-            return False
-        in_time = stream.deadline is None or stream.first_token <= stream.deadline
-        return in_time and (request.tpot_s is None or stream.tpot_s is None or stream.tpot_s <= request.tpot_s)
+        first, tpot_s = stream.first_token, stream.tpot_s
+        return (
+            None if stream.deadline is None else not stream.error and first is not None and first <= stream.deadline,
+            None if request.tpot_s is None or tpot_s is None else tpot_s <= request.tpot_s,
+        )

@@ -230,6 +230,7 @@ class GatewayActor(Actor):
             stream.finish = finish
             output = max(output, await self._schedulers.cancel(request.model, request.id) or 0)
         self._forget(request.id)
+        ttft_kept, tpot_kept = (None, None) if finish == Finish.cancelled else opened.kept()
         settle = Settle(
             request=request.id,
             tenant=request.tenant,
@@ -237,7 +238,8 @@ class GatewayActor(Actor):
             output_tokens=output,
             ttft_s=stream.ttft_s,
             tpot_s=stream.tpot_s,
-            attained=None if finish == Finish.cancelled else opened.attained(),
+            ttft_kept=ttft_kept,
+            tpot_kept=tpot_kept,
             is_whole=finish in (Finish.stop, Finish.length),
         )
         self.node.tell_soon("admission.any", settle)

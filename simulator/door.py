@@ -116,13 +116,14 @@ class Door:
         admission = self._admission
         if admission is None:
             return
-        bound = outcome.admitted and (outcome.ttft_s is not None or outcome.tpot_s is not None)
+        ttft_kept, tpot_kept = outcome.kept if outcome.admitted else (None, None)
         admission.settled(
             outcome.id,
             outcome.tenant,
             outputs=outcome.generated,
             is_whole=outcome.finished_s is not None,
-            attained=outcome.met if bound else None,
+            ttft_kept=ttft_kept,
+            tpot_kept=tpot_kept,
             now=now,
         )
 

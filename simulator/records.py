@@ -107,6 +107,15 @@ class Outcome(msgspec.Struct, kw_only=True):
         return (self.finished_s - self.first_token_s) / (self.generated - 1)
 
     @property
+    def kept(self) -> tuple[bool | None, bool | None]:
+        """Whether its TTFT and its TPOT were kept; None: not promised, or there was no second output."""
+        ttft, tpot = self.measured_ttft_s, self.measured_tpot_s
+        return (
+            None if self.ttft_s is None else ttft is not None and ttft <= self.ttft_s,
+            None if self.tpot_s is None or tpot is None else tpot <= self.tpot_s,
+        )
+
+    @property
     def met(self) -> bool:
         """Finished in full, and both promises kept. Without a promise, finishing is enough."""
         ttft, tpot = self.measured_ttft_s, self.measured_tpot_s

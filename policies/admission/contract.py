@@ -99,7 +99,7 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
         keep_tpot_s=situation.keep_tpot_s if room or not binds else None,
         allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
         waited_s=max(0.0, now - candidate.arrived_s),
-        margin=margin,
+        pace_margin=situation.pace_margin,
         room=room,
     )
     outputs, remaining = situation.outputs(candidate), situation.remaining()
@@ -117,7 +117,9 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
             remaining=remaining,
         )
         ask = _ask(candidate, terms, state, outputs)
-        options.append(_Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve, spare=policy.spare), terms))
+        options.append(
+            _Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve, spare=policy.spare), terms)
+        )
     ready = [o for o in options if o.headroom >= 0 and o.forecast.hold_s <= policy.lookahead_s]
     if ready:
         # Best fit under a contract keeps room for what is tighter; without one, the emptiest worker is the kindest.
@@ -152,7 +154,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True):
     keep_tpot_s: float | None
     allowed_s: float  # from arrival, margin taken off: to the first token under a contract, else to the start
     waited_s: float
-    margin: float
+    pace_margin: float
     room: float
 
 
@@ -175,7 +177,7 @@ class _Option:
 
 def _ask(candidate: Candidate, terms: _Terms, state: WorkerState, outputs: int) -> Ask:
     cached = max(0, min(candidate.cached.get(state.load.worker, 0), candidate.prompt_tokens - 1))
-    tpot = None if terms.tpot_s is None else terms.tpot_s * (1 - terms.margin)
+    tpot = None if terms.tpot_s is None else terms.tpot_s * (1 - terms.pace_margin)
     keep = terms.keep_tpot_s
     if keep is not None and state.step(1, 0.0, candidate.prompt_tokens + HORIZON, 1) <= keep:
         tpot = keep if tpot is None else min(tpot, keep)

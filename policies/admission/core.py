@@ -5,7 +5,7 @@
     verdict = door.arrive(request, now)           # Admit: reserved here; Defer: kept here; Refuse
     for decided in [*door.reexamine(model, now), *door.expire(now)]:
         ...                                       # deferred requests that are decided now
-    door.settled(request.id, request.tenant, outputs=…, is_whole=…, attained=…, now=…)
+    door.settled(request.id, request.tenant, outputs=…, is_whole=…, ttft_kept=…, now=…)
 
 The actor feeds it messages, the simulator a virtual clock. All of it is soft: after a restart `live` tells what is
 under way. Everything is bounded: the deferred by `Policy.queue_size` a model, the rest by what is live.
@@ -25,7 +25,7 @@ from policies.admission.deferred import Deferred, DeferredQueue
 from policies.admission.fairness import FairLine
 from policies.admission.fleet import Fleet
 from policies.admission.lengths import HistoryLengths, OutputLengths
-from policies.admission.margin import Margin
+from policies.admission.margin import Margins
 from policies.admission.mooncake import mooncake, mooncake_naive
 from policies.admission.no_evict import no_evict
 from policies.admission.open_door import open_door
@@ -125,7 +125,7 @@ class Admission:
         self._models: dict[str, _Model] = {}
         self._reservations = Reservations()
         self._model_of: dict[str, str] = {}  # of the deferred, by id
-        self._margins: OrderedDict[str, Margin] = OrderedDict()
+        self._margins: OrderedDict[str, Margins] = OrderedDict()
         self._turned_away: list[Decided] = []
 
     def __len__(self) -> int:
@@ -234,19 +234,27 @@ class Admission:
         self._climb(state, now)
 
     def settled(
-        self, request_id: str, tenant: str, *, outputs: int, is_whole: bool, attained: bool | None, now: float
+        self,
+        request_id: str,
+        tenant: str,
+        *,
+        outputs: int,
+        is_whole: bool,
+        now: float,
+        ttft_kept: bool | None = None,
+        tpot_kept: bool | None = None,
     ) -> None:
-        """An admitted request is over. `is_whole`: it ended by itself. `attained`: its contract was kept; None: it had
-        none."""
+        """An admitted request is over. `is_whole`: it ended by itself. `ttft_kept`, `tpot_kept`: its promises; None:
+        not promised, or cut short."""
         self._end(request_id)
         self._lengths.ended(request_id, tenant, outputs if is_whole else None)
-        if attained is not None:
+        if ttft_kept is not None or tpot_kept is not None:
             margin = self._margins.get(tenant)
             if margin is None:
                 promised = self._contract_of(tenant)
-                margin = self._margins[tenant] = Margin(0.99 if promised is None else promised.attainment)
+                margin = self._margins[tenant] = Margins(0.99 if promised is None else promised.attainment)
             self._margins.move_to_end(tenant)
-            margin.observe(attained)
+            margin.observe(ttft_kept, tpot_kept)
             if len(self._margins) > _MARGINS:
                 self._margins.popitem(last=False)
 
@@ -303,7 +311,8 @@ class Admission:
             reserved=self._reserved(state, candidate, loads, now),
             policy=policy,
             lengths=self._lengths,
-            margin=margin.value if margin else 0.0,
+            margin=margin.ttft if margin else 0.0,
+            pace_margin=margin.tpot if margin else 0.0,
             room=room,
             jitter=self._random.random() if jitter is None else jitter,
             keep_tpot_s=self._tightest_tpot_s(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Margin"]
+__all__ = ["Margin", "Margins"]
 
 
 class Margin:
@@ -19,3 +19,34 @@ class Margin:
     def observe(self, met: bool) -> None:
         """A request under contract ended, kept or missed."""
         self.value = min(self._most, max(0.0, self.value + self._gain * (self._target - met)))
+
+
+class Margins:
+    """One margin for each promise of a tenant: holding back time to the first token keeps no pace, nor the other way.
+
+    The scheduler steers by the pace itself, at every step, so what admission holds back of it is small; and more than
+    the room between a pace and an otherwise empty step would refuse everybody.
+    """
+
+    __slots__ = ("_tpot", "_ttft")
+
+    def __init__(self, target: float = 0.99) -> None:
+        self._ttft = Margin(target)
+        self._tpot = Margin(target, gain=0.005, most=0.05)
+
+    @property
+    def ttft(self) -> float:
+        """Share of the time to the first token to hold back."""
+        return self._ttft.value
+
+    @property
+    def tpot(self) -> float:
+        """Share of the pace to hold back."""
+        return self._tpot.value
+
+    def observe(self, ttft_kept: bool | None, tpot_kept: bool | None) -> None:
+        """A request under contract ended; None: that was not promised, or not put to the test."""
+        if ttft_kept is not None:
+            self._ttft.observe(ttft_kept)
+        if tpot_kept is not None:
+            self._tpot.observe(tpot_kept)

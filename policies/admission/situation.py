@@ -27,7 +27,8 @@ class Situation:
     reserved: Sequence[Reservation] = ()
     policy: Policy = _DEFAULTS
     lengths: OutputLengths = field(default_factory=MaxTokens)
-    margin: float = 0.0  # share of the promise to hold back
+    margin: float = 0.0  # share of the promised time to the first token to hold back ...
+    pace_margin: float = 0.0  # ... and of the promised pace
     room: float = 0.0  # share of the capacity to leave to others
     jitter: float = 0.5  # in [0, 1): spreads the times to come back
     keep_tpot_s: float | None = None  # the tightest pace that any tenant was promised

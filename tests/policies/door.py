@@ -114,7 +114,7 @@ class Door:
         for job in self.worker.done[self._ended :]:
             tenant = job.id.split("/")[0]
             attained = None if job.ttft_s is None else job.met()
-            self.admission.settled(job.id, tenant, outputs=job.generated, is_whole=True, attained=attained, now=now)
+            self.admission.settled(job.id, tenant, outputs=job.generated, is_whole=True, ttft_kept=attained, now=now)
         self._ended = len(self.worker.done)
         self.admission.report("m", [self.load()], now)
         self._answer([*self.admission.reexamine("m", now), *self.admission.expire(now)])

@@ -39,7 +39,7 @@ def test_a_burst_between_two_reports_is_counted_request_by_request() -> None:
     admitted = sum(isinstance(verdict, Admit) for verdict in verdicts)
     assert 5 <= admitted <= 9  # a prompt takes about 115 ms
     assert all(isinstance(verdict, Refuse) for verdict in verdicts[admitted:])
-    door.settled("a0", "gold", outputs=5, is_whole=True, attained=True, now=0.1)
+    door.settled("a0", "gold", outputs=5, is_whole=True, ttft_kept=True, now=0.1)
     assert isinstance(door.arrive(request("b", prompt=1500), 0.1), Admit)
 
 
@@ -132,7 +132,7 @@ def test_a_cancelled_request_leaves_nothing() -> None:
 def test_what_a_gateway_has_under_way_is_known_after_a_restart() -> None:
     """What nobody confirms for a while is given back, and a word that an end overtook brings nothing back."""
     door = Admission()
-    door.settled("a", "t", outputs=1, is_whole=True, attained=None, now=0.0)
+    door.settled("a", "t", outputs=1, is_whole=True, now=0.0)
     entries = [("a", "t", 5), ("b", "t", 7)]
     assert door.live(entries, 1.0) == [("b", "t", 7)]
     assert door.live(entries, 2.0) == []

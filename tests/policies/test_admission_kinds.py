@@ -40,7 +40,7 @@ def test_no_evict_admits_while_the_worst_case_fits() -> None:
     asks = [request(f"a{i}", prompt=300, max_tokens=300, ttft_s=30.0) for i in range(4)]
     verdicts = [admission.arrive(ask, 0.0) for ask in asks]
     assert [type(verdict) for verdict in verdicts] == [Admit, Admit, Defer, Defer]  # 38 blocks each
-    admission.settled("a0", "gold", outputs=3, is_whole=True, attained=True, now=0.5)
+    admission.settled("a0", "gold", outputs=3, is_whole=True, ttft_kept=True, now=0.5)
     assert [one.request.id for one in admission.reexamine("m", 0.5)] == ["a2"]
 
 
