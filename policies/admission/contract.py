@@ -120,7 +120,7 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
         options.append(
             _Option(load.worker, forecast(state, ask, kv_reserve=policy.kv_reserve, spare=policy.spare), terms)
         )
-    ready = [o for o in options if o.headroom >= 0 and o.forecast.hold_s <= policy.lookahead_s]
+    ready = [o for o in options if o.headroom >= 0 and o.may_start(policy.lookahead_s)]
     if ready:
         # Best fit under a contract keeps room for what is tighter; without one, the emptiest worker is the kindest.
         best = min(ready, key=lambda o: o.headroom) if ttft is not None else max(ready, key=lambda o: o.headroom)
@@ -173,6 +173,10 @@ class _Option:
         own = 0.0 if terms.ttft_s is None else forecast.alone_s
         self.allowed_s = terms.allowed_s - terms.room * max(0.0, terms.allowed_s - own)
         self.headroom = self.allowed_s - terms.waited_s - self.late_s
+
+    def may_start(self, lookahead_s: float) -> bool:
+        """Now, or so soon that the scheduler's own queue bridges it; but there it would not go behind another."""
+        return self.forecast.hold_s <= lookahead_s and not self.forecast.yields
 
 
 def _ask(candidate: Candidate, terms: _Terms, state: WorkerState, outputs: int) -> Ask:

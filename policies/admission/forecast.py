@@ -22,6 +22,7 @@ import msgspec
 from policies.admission.future_kv import Held, earliest_start, peak
 from policies.admission.reasons import Reason
 from policies.admission.worker_state import HORIZON, Prompt, Reservation, WorkerState
+from policies.chunks import LEND_STEPS, PACE_GUARD
 from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["MIN_ROOM", "Ask", "Forecast", "Reservation", "forecast"]
@@ -54,6 +55,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cause: Reason
     measured: float
     threshold: float
+    yields: bool = False  # it is held for an admitted prompt, which the scheduler would serve after it
 
 
 def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: float = 0.0) -> Forecast:
@@ -81,7 +83,8 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: f
     if wait_kv and wait_kv >= hold:
         cause, threshold = Reason.kv_exhausted, capacity
         measured = peak(sorted(held, reverse=True), tokens, ask.outputs)
-    if victim > start:  # before that one, it would make its first token late: go after it
+    yields = victim > start
+    if yields:  # before that one, it would make its first token late: go after it
         first_token += victim - start
         hold = start = victim
         measured, threshold = first_token, ask.first_token_in_s or inf
@@ -100,6 +103,7 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: f
         cause=cause,
         measured=measured,
         threshold=threshold,
+        yields=yields,
     )
 
 
@@ -137,7 +141,7 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
     # Behind the candidate only prompts with a deadline matter, as far as the last of them.
     last = next((i for i in range(len(prompts) - 1, place - 1, -1) if prompts[i][8] < inf), place - 1)
     rows, count, context = state.rows, len(state.rows), state.context
-    decode, tightest, gone = state.decode_s, state.lent_pace, 0
+    decode, joined, gone = state.decode_s, inf, 0
     time, steps = state.lag_s, 0.0
     hold = start = first_token = victim = delay = 0.0
     slower = 0.0  # by how much prompts have put off the ends of the rows
@@ -152,10 +156,16 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             count -= 1
             context -= rows[gone][1]
             gone += 1
-        room, step = _room(state, count, context, tightest, left, before)
+        room, step = _room(state, count, context, min(joined, state.lent_pace), left, before)
         taken = left / room
-        steps += taken
         spent = taken * step
+        lent = max(0.0, LEND_STEPS - steps)
+        if taken > lent and state.even_pace < min(joined, state.lent_pace):  # leads are used up on the way
+            done = lent * room
+            room, step = _room(state, count, context, min(joined, state.even_pace), left - done, before + done)
+            taken = lent + (left - done) / room
+            spent = spent * done / left + (taken - lent) * step
+        steps += taken
         end = at + spent
         if prompt is own or delay:
             end += (ceil(steps - 1e-9) - steps) * step
@@ -168,16 +178,17 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             time = max(time, free_at) + spent  # held back, it lets the others pass
         else:
             # One that an idle worker could not save either does not count.
-            if delay and end > prompt_due * (1 - spare) and prompt_due >= state.prompt_s(left, before):
+            if delay and end + 2 * step > prompt_due * (1 - spare) and prompt_due >= state.prompt_s(left, before):
                 victim = max(victim, end - delay)
             time = at + spent
         if step > decode:
-            slower += taken * (step - decode)
+            slower += spent - taken * decode
         slots.give(end + outputs * decode - slower)
         count += 1
         context += before + left
-        if prompt_pace < tightest:
-            tightest = prompt_pace
+        aimed = prompt_pace * (1 - PACE_GUARD)
+        if aimed < joined:
+            joined = aimed
     return hold, start, first_token, victim
 
 

@@ -11,14 +11,13 @@ from math import inf
 
 import msgspec
 
+from policies.chunks import LEND_STEPS, PACE_GUARD
 from policies.vocabulary import BLOCK_SIZE, RequestLoad, Tier, WorkerLoad
 
 __all__ = ["HORIZON", "Prompt", "Reservation", "Row", "WorkerState"]
 
 #: Steps ahead at which contexts are taken when a pace is judged.
 HORIZON = 64
-#: A lead over the pace is lent to prompts over so many steps.
-_LEND_STEPS = 16
 
 #: A decoding row: outputs to come, context, allowed pace (inf: it binds nobody).
 Row = tuple[int, int, float]
@@ -67,7 +66,8 @@ class WorkerState:
         self.kept: list[Row] = self.rows  # of them, those that keep their slots and blocks
         self.prompts: list[Prompt] = []  # in the order of the scheduler
         self.begun = 0  # prompts that have a slot
-        self.lent_pace = inf  # the longest step while prompts borrow the leads
+        self.lent_pace = inf  # the longest step while prompts borrow the leads: for LEND_STEPS steps ...
+        self.even_pace = inf  # ... and from then on
         self.crowded = False  # other prompts, of any tier, fill up every step
         self._read(load.requests, contract, flex_yields, remaining)
         self._promised(reserved, now, contract)
@@ -142,9 +142,12 @@ class WorkerState:
                 if single + per_context * context > allowed:
                     allowed = inf
                 elif left <= 1:
-                    lent = tpot + lead / min(_LEND_STEPS, to_come) if lead > 0 else allowed
+                    aimed = tpot * (1 - PACE_GUARD)
+                    lent = aimed + lead / min(LEND_STEPS, to_come)
                     if lent < self.lent_pace:
                         self.lent_pace = lent
+                    if aimed < self.even_pace:
+                        self.even_pace = aimed
             if left <= 1:
                 row = (outputs, context, allowed)
                 add_row(row)
@@ -157,7 +160,8 @@ class WorkerState:
                 if due is None:
                     due = inf
                 order = -inf if r.generated else _order(due)
-                add_prompt((r.tier, order, number, left, context, outputs, allowed, begun, due))
+                tier = -1 if begun and due < 0 and r.tier < flex else r.tier
+                add_prompt((tier, order, number, left, context, outputs, allowed, begun, due))
         self.crowded = prefilling > 0
         self._in_flight = decoding, decoded, started
         self._held = decoded + cached

@@ -1,10 +1,11 @@
 """The order that keeps contracts: tier, then deadline, then fair share, and nobody forever last.
 
-Inside a tier, in this order:
+First of all, prompts under a contract that have begun and are late: they hold a slot and blocks, and would starve
+behind those that can still be in time. Then, inside a tier:
 
 1. rows that come back from preemption (their clients watch a stream that paused), by arrival;
 2. earliest first-token deadline first, as long as it can still be met;
-3. those whose deadline is past, by arrival: they make nobody else late;
+3. those whose deadline passed before they began, by arrival: they make nobody else late;
 4. those without a deadline, by weighted fair share of their tenants, each tenant's own by arrival.
 """
 
@@ -18,6 +19,7 @@ from policies.order.fair import FairShare
 from policies.order.lanes import DeadlineLane
 from policies.order.queue import Rank, WaitingQueue
 from policies.rows import Row
+from policies.vocabulary import Tier
 
 __all__ = ["ContractQueue", "TieredQueue", "rank"]
 
@@ -32,6 +34,8 @@ def rank(row: Row, now: float) -> Rank:
         return Rank(row.tier, _PLAIN, row.sequence)
     if row.deadline >= now:
         return Rank(row.tier, _IN_TIME, row.deadline)
+    if row.first_scheduled_at is not None and row.tier < Tier.flex:
+        return Rank(-1, _LATE, row.sequence)
     return Rank(row.tier, _LATE, row.sequence)
 
 
