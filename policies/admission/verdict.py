@@ -46,6 +46,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
     outputs_quantile: float = 0.65  # of the lengths known, for what is still to come
+    pace_reserve: float = 0.03  # share of a promised pace that the scheduler is not told of, since it uses up all
+    lower_pace: float = 0.8  # steps that a lower class may cause, as a share of the tightest pace promised above it
     flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
 
     relegate: bool = False  # what would be refused for want of room under its contract goes in as best effort
