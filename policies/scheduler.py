@@ -74,6 +74,8 @@ class Scheduler:
         self._names = names
         if config.preemption == "none":
             config = msgspec.structs.replace(config, max_preemptions=0)
+        if not config.prefix_cache:  # then nobody gains by waiting for another's prefix
+            config = msgspec.structs.replace(config, single_flight_tokens=spec.max_context + 1)
         self.config = config
         self._step_time = step_time
         self._steps_timed = 0
@@ -87,7 +89,13 @@ class Scheduler:
         self._early: dict[int, StepDone] = {}
         self._planned = 0
         self._sequence = 0
-        self._kv = KvMemory(spec.blocks, spec.host_blocks, names=self._names, keep_copies=config.offload_share > 0)
+        self._kv = KvMemory(
+            spec.blocks,
+            spec.host_blocks,
+            names=self._names,
+            keep_copies=config.offload_share > 0,
+            share=config.prefix_cache,
+        )
         slots = min(spec.slots, spec.tokens_per_step)  # so that every running row decodes in every step
         self._running = Running(slots, max_preemptions=config.max_preemptions)
         self._waiting = waiting_queue(

@@ -46,9 +46,9 @@ def decide(
     `reserved`: what was admitted since those reports, and what is deferred ahead of the candidate (on the worker of
     its verdict), so that a newcomer does not overtake. `margin`: share of the SLO to hold back. `room`: share of the
     time that it could wait, of slots and of blocks, that it must leave to others. `jitter` in [0, 1) spreads the
-    retries. `lengths` knows what outputs to expect; without, every request uses all it may. `keep_tpot_s`: the
-    tightest pace that any tenant was promised on this model, for which those without a contract leave room even while
-    nobody runs under it, and those that leave `room`. Reports are taken as of now: an older one makes the forecast
+    retries. `lengths` knows what outputs to expect; without, every request uses all it may. `keep_tpot_s`: a
+    pace that the candidate must leave possible even while nobody runs under it: for one without a contract the tightest
+    that any tenant was promised on this model. Reports are taken as of now: an older one makes the forecast
     later by its age, never earlier. A candidate whose contract does not bind is admitted as `relegated` if it had one.
     With `policy.relegate` so is one whose contract cannot be kept now but could be on an idle worker. Pure: the caller
     reserves.
@@ -95,11 +95,10 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
         relegated=not binds and candidate.tier < Tier.flex,
         tier=candidate.tier if binds else int(Tier.flex),
         ttft_s=ttft,
-        tpot_s=candidate.tpot_s if binds else None,
-        keep_tpot_s=situation.keep_tpot_s if room or not binds else None,
+        tpot_s=candidate.tpot_s * (1 - situation.pace_margin) if binds and candidate.tpot_s else None,
+        keep_tpot_s=None if situation.keep_tpot_s is None else situation.keep_tpot_s * policy.lower_pace,
         allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
         waited_s=max(0.0, now - candidate.arrived_s),
-        pace_margin=situation.pace_margin,
         room=room,
     )
     outputs, remaining = situation.outputs(candidate), situation.remaining()
@@ -154,7 +153,6 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True):
     keep_tpot_s: float | None
     allowed_s: float  # from arrival, margin taken off: to the first token under a contract, else to the start
     waited_s: float
-    pace_margin: float
     room: float
 
 
@@ -181,7 +179,7 @@ class _Option:
 
 def _ask(candidate: Candidate, terms: _Terms, state: WorkerState, outputs: int) -> Ask:
     cached = max(0, min(candidate.cached.get(state.load.worker, 0), candidate.prompt_tokens - 1))
-    tpot = None if terms.tpot_s is None else terms.tpot_s * (1 - terms.pace_margin)
+    tpot = terms.tpot_s
     keep = terms.keep_tpot_s
     if keep is not None and state.step(1, 0.0, candidate.prompt_tokens + HORIZON, 1) <= keep:
         tpot = keep if tpot is None else min(tpot, keep)

@@ -60,8 +60,8 @@ _GATES: Mapping[AdmissionKind, Gate] = {
 }
 #: Tenants whose margins are kept, the last that ended a request.
 _MARGINS = 4096
-#: So long the tightest promise of a first token that came is kept, for the pressure.
-_TTFT_KEPT_S = 10.0
+#: So long the tightest promises that came are kept.
+_LATELY_S = 10.0
 #: Deferred requests ahead that a newcomer's forecast counts: with so many it waits in any case.
 _AHEAD = 64
 
@@ -78,18 +78,38 @@ class _Waiting:
 class _Model:
     """What is known of one model."""
 
-    __slots__ = ("deferred", "fair", "fleet", "ladder", "level", "looked_at_s", "pressure", "ttft")
+    __slots__ = ("deferred", "fair", "fleet", "ladder", "level", "looked_at_s", "paces", "pressure", "ttft")
 
     def __init__(self, policy: Policy) -> None:
         self.fleet = Fleet()
+        self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
         # Apart for requests under contract and without: these yield to those in any case.
         self.fair = {binds: FairLine(window_s=policy.fair_window_s) for binds in (True, False)}
         self.ladder = None if policy.ladder is None or policy.kind != "contract" else Ladder(policy.ladder)
         self.level = Level.calm
         self.pressure = 0.0
         self.looked_at_s = -inf
-        self.ttft: tuple[float, float] | None = None  # the tightest that came lately, and when
-        self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
+        # The tightest that came lately, and when.
+        self.ttft: tuple[float, float] | None = None
+        self.paces: dict[int, tuple[float, float]] = {}  # by tier
+
+    def promised(self, candidate: Candidate, now: float) -> None:
+        """A candidate under contract came."""
+        self.ttft = _tightest(self.ttft, candidate.ttft_s, now)
+        pace = _tightest(self.paces.get(candidate.tier), candidate.tpot_s, now)
+        if pace is not None:
+            self.paces[candidate.tier] = pace
+
+    def pace_above(self, tier: int, now: float) -> float | None:
+        """The tightest pace that came lately in a class above."""
+        paces = (pace for of, (pace, at) in self.paces.items() if of < tier and now - at <= _LATELY_S)
+        return min(paces, default=None)
+
+
+def _tightest(kept: tuple[float, float] | None, seconds: float | None, now: float) -> tuple[float, float] | None:
+    if seconds is None:
+        return kept
+    return (seconds, now) if kept is None or seconds <= kept[0] or now - kept[1] > _LATELY_S else kept
 
 
 class Admission:
@@ -165,8 +185,8 @@ class Admission:
                 if not isinstance(verdict, Admit):
                     fair.short(now)
                 fair.asked(request.tenant, self._cost_s(state, candidate), request.weight, now)
-        if candidate.binds and candidate.ttft_s is not None:
-            self._note_promise(candidate.model, candidate.ttft_s, now)
+        if candidate.binds and candidate.model in self._models:
+            self._models[candidate.model].promised(candidate, now)
         return self._settle_on(request, candidate, verdict, now)
 
     def level(self, model: str) -> Level:
@@ -315,7 +335,7 @@ class Admission:
             pace_margin=margin.tpot if margin else 0.0,
             room=room,
             jitter=self._random.random() if jitter is None else jitter,
-            keep_tpot_s=self._tightest_tpot_s(),
+            keep_tpot_s=self._kept_pace_s(state, candidate, room > 0, now),
             wait_s=wait_s,
             step_s=step_s,
         )
@@ -347,10 +367,16 @@ class Admission:
         state.pressure = state.fleet.pressure(None if state.ttft is None else state.ttft[0])
         state.level = state.ladder.level(now, state.pressure)
 
-    def _note_promise(self, model: str, ttft_s: float, now: float) -> None:
-        state = self._models.get(model)
-        if state is not None and (state.ttft is None or ttft_s <= state.ttft[0] or now - state.ttft[1] > _TTFT_KEPT_S):
-            state.ttft = (ttft_s, now)
+    def _kept_pace_s(self, state: _Model, candidate: Candidate, leaves_room: bool, now: float) -> float | None:
+        """The pace that a candidate must leave possible: without a contract or above its fair line, the tightest that
+        any tenant was promised; else the tightest that a higher class came with lately. A batch that grew to the pace
+        of a lower class would shut a higher one out."""
+        higher = state.pace_above(candidate.tier, now)
+        if candidate.binds and not leaves_room:
+            return higher
+        any_pace = self._tightest_tpot_s()
+        paces = [pace for pace in (higher, any_pace) if pace is not None]
+        return min(paces, default=None)
 
     def _overloaded(self, state: _Model) -> Refuse:
         rungs = self.policy.ladder or Rungs()

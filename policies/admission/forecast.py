@@ -223,7 +223,7 @@ class _Slots:
 
 
 def _room(
-    state: WorkerState, count: int, context: int, tightest: float, left: float, before: int, most: float = inf
+    state: WorkerState, count: int, context: int, tightest: float, left: float, before: float, most: float = inf
 ) -> tuple[float, float]:
     """Prompt tokens that a step has room for beside `count` rows, and the time of such a step."""
     middle = before + left * 0.5

@@ -47,6 +47,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
     outputs_quantile: float = 0.65  # of the lengths known, for what is still to come
     spare: float = 0.1  # share of its time to the first token that an admitted prompt keeps when another goes before it
+    lower_pace: float = 1.0  # steps that a lower class may cause, as a share of the tightest pace promised above it
     flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs
 
     relegate: bool = False  # what would be refused for want of room under its contract goes in as best effort

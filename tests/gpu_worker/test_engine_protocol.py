@@ -152,6 +152,22 @@ def test_a_block_has_one_writer(driver: Driver) -> None:
     assert result.rows.slots == [1]
 
 
+def test_a_full_block_is_copied_while_its_row_runs_on(driver: Driver) -> None:
+    """A copy ahead of need is taken in any step of its row, and is as good as one at the end of it."""
+    ids = prompt(20)
+    driver.run({0: 20}, new=[driver.row(0, ids)])
+    driver.run({0: 1}, swap_out=[(driver.blocks[0][0], 3)])
+    for _ in range(3):
+        driver.run({0: 1})
+    known = [*ids, *driver.tokens[0][:2]]
+    block = driver.free.pop()
+    new = driver.row(1, known, prompt_tokens=20, shared=[block], computed=16)
+    driver.run({1: len(known) - 16}, drop=[0], swap_in=[(3, block)], new=[new])
+    for _ in range(2):
+        driver.run({1: 1})
+    assert driver.tokens[1] == driver.tokens[0][2:]
+
+
 def test_new_rows_are_checked(driver: Driver) -> None:
     """A row must fit its slot, its blocks, the context, and have something left to do."""
     good = driver.row(0, prompt(20))

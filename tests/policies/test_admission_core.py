@@ -198,3 +198,19 @@ def test_the_same_seed_decides_the_same() -> None:
     for door in doors:
         door.play(arrivals)
     assert doors[0].verdicts == doors[1].verdicts
+
+
+def test_a_lower_class_leaves_the_pace_of_a_higher_one_possible() -> None:
+    """While a higher class comes with a tight pace, a lower one does not grow the batch beyond what it could join."""
+    live = rows(25, tier=1, context=3000)
+    busy = WorkerLoad("w", "m", 9000, 4000, 64, 39, 512, 8192, COEFFICIENTS, 1.0, 1.1, 1.2, live)
+    relaxed = request("b", tier=1, tpot_s=0.1)
+    outcomes = []
+    for tight in (0.1, 0.017):
+        door = Admission()
+        door.report("m", [busy], 0.0)
+        door.arrive(request("a", tpot_s=tight), 0.0)
+        door.cancel("a", 0.0)
+        outcomes.append(type(door.arrive(relaxed, 1.0)))
+    assert outcomes[0] is Admit
+    assert outcomes[1] is not Admit

@@ -54,6 +54,19 @@ def test_none_reserves_the_worst_case() -> None:
     assert not events_of(h, Preempted)
 
 
+def test_without_a_prefix_cache_everybody_computes_his_own() -> None:
+    """With `prefix_cache` off, equal prompts share nothing, neither wait for each other."""
+    for cached, expected in ((True, 96), (False, 0)):
+        h = harness(SchedulerConfig(prefix_cache=cached, single_flight_tokens=16), blocks=40)
+        h.submit(make_request("first", [1] * 100, 5))
+        h.run()
+        for name in ("second", "third"):
+            h.submit(make_request(name, [1] * 100, 5))
+        h.run()
+        h.check_end()
+        assert [end.cached_tokens for end in h.finished.values()] == [0, expected, expected]
+
+
 def test_a_tail_is_all_that_is_lost() -> None:
     """The victim gives up a block at a time, keeps its head while it waits, and computes only the tail again."""
     h = pressed("tail")

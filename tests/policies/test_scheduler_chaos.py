@@ -41,6 +41,7 @@ def draw_config(rnd: random.Random) -> SchedulerConfig:
         max_preemptions=rnd.choice([0, 1, 2, 5]),
         min_run_steps=rnd.choice([0, 3]),
         offload_share=rnd.choice([0.0, 0.0, 0.2, 1.0]),
+        prefix_cache=rnd.choice([True, True, True, False]),
         single_flight_tokens=rnd.choice([16, 32]),
         new_tokens_per_step=rnd.choice([50, 65_536]),
         patience_s=rnd.choice([0.5, 30.0]),
