@@ -207,7 +207,7 @@ def test_a_lower_class_leaves_the_pace_of_a_higher_one_possible() -> None:
     relaxed = request("b", tier=1, tpot_s=0.1)
     outcomes = []
     for tight in (0.1, 0.017):
-        door = Admission()
+        door = Admission(Policy(lower_pace=0.8))
         door.report("m", [busy], 0.0)
         door.arrive(request("a", tpot_s=tight), 0.0)
         door.cancel("a", 0.0)
