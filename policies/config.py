@@ -33,8 +33,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     mlfq_quantum_s: float = 0.01  # of the highest queue; that of each next one is twice as long
     mlfq_levels: int = 12
     starvation_s: float = 3.0  # mlfq: idle for so long, a row goes to the highest queue
-    patience_s: float = 30.0  # contract, lpm: waiting longer than this ...
-    patience_share: int = 8  # ... claims one start in so many
+    patience_s: float = 30.0  # contract, edf, least-slack, lpm, vtc-edf: waiting longer than this ...
+    patience_share: int = 8  # ... claims one start in so many, and then one step in so many for its prompt
     shed_hopeless: bool = False  # drop waiting rows whose first-token deadline cannot be met any more
 
     watermark: float = 0.01  # share of the blocks that a start leaves free while others run

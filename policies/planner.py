@@ -173,18 +173,18 @@ class Planner:
             places = 0
         if places and len(waiting):
             waiting.settle(running.decoding)
-        partial = deque(sorted(running.prefilling, key=lambda row: waiting.rank(row, now)))
+        partial = deque(waiting.in_turn(running.prefilling, now)) if running.prefilling else deque()
         in_turn = not batch.partial_first or waiting.preemptive
         more = False
         while draft.budget > 0 and len(draft.rows) < batch.size:
             head = waiting.head(now) if len(draft.new) < places and (in_turn or not partial) else None
-            if head is not None and (not partial or head[1] < waiting.rank(partial[0], now)):
+            if head is not None and (not partial or head[1] < partial[0][0]):
                 outcome = self._start(draft, head[0], now)
                 more = more or outcome in (_Start.passed, _Start.full)
                 if outcome in (_Start.full, _Start.blocked):
                     places = 0
             elif partial:
-                row = partial.popleft()
+                row = partial.popleft()[1]
                 if count := batch.chunk(draft, row.position, row.behind):
                     self._give(draft, row, count)
             else:

@@ -44,7 +44,8 @@ class WaitingQueue:
     Orders that could starve somebody are given patience: one start in `patience_share` goes to the row that waits
     longest, if it waits for more than `patience_s`. A start never overtakes the head (nothing smaller slips by), so a
     row that has been patient, with m rows that have waited longer, starts at the latest with the
-    `patience_share` · (m + 1)-th start from then on. With `shed_hopeless`, `hopeless` tells who cannot be in time.
+    `patience_share` · (m + 1)-th start from then on. Its prompt then goes on, whatever comes (`in_turn`). With
+    `shed_hopeless`, `hopeless` tells who cannot be in time.
 
     `resident` tells how many tokens of a row's prompt need not be computed, as things are.
     """
@@ -69,6 +70,7 @@ class WaitingQueue:
         self._aside: list[Row] = []
         self._tickets = 0
         self._since_patient = 0  # starts since the last one that could go to the longest waiting
+        self._overtaken = 0  # steps in a row in which others went before the partial prompt that waits longest
         self._size = 0
         self.returning = 0  # of the rows that wait, those that were preempted
         self._latest: list[Entry] | None = [] if shed_hopeless else None  # by the latest start that is of use
@@ -133,6 +135,21 @@ class WaitingQueue:
                 return oldest, _PATIENT
         row = self._first(now)
         return None if row is None else (row, self.rank(row, now))
+
+    def in_turn(self, partial: list[Row], now: float) -> list[tuple[Rank, Row]]:
+        """Running rows with a partial prompt and their places, in the order in which they go on.
+
+        Patience for those who have a slot, so are not in line for one: the prompt that has waited longest for its end,
+        if for more than `patience_s`, is first in every `patience_share`-th step.
+        """
+        ranked = sorted(((self.rank(row, now), row) for row in partial), key=lambda entry: entry[0])
+        oldest = min(partial, key=lambda row: row.waiting_since, default=None)
+        if oldest is not None and now - oldest.waiting_since > self._patience_s:
+            self._overtaken += 1
+            if self._overtaken >= self._share:
+                self._overtaken = 0
+                return [(_PATIENT, oldest), *(entry for entry in ranked if entry[1] is not oldest)]
+        return ranked
 
     def started(self, row: Row) -> None:
         """The head got its slot. Its `computed` says what need not be computed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 import msgspec
 from toy_worker import EOS, ToyWorker, reference
@@ -201,14 +202,29 @@ class Harness:
         self._take_events()
         self.core.check_integrity()
         if step is None:
-            idle = alone and not self.core._kv.transit.held  # what is on its way may hold all blocks
-            assert not idle or not self.core.requests(), "idle with live requests and nothing in flight"
+            if alone and self.core.requests():
+                assert self.idle_reason(), "idle with live requests and nothing in flight"
             return None
         self.steps.append(step)
         self.planned = step.number
         preempted = any(isinstance(event, Preempted) for event in self.events[before:])
         self._audit(step, preempted=preempted, alone=alone)
         return step
+
+    def idle_reason(self) -> str:
+        """Why nothing was planned with live requests and nothing in flight; empty: the core is not work conserving.
+
+        A static batch waits until it is full, a dynamic one for its timeout too, unless somebody is back from
+        preemption; and blocks may be held for what is on its way.
+        """
+        core, config = self.core, self.config
+        waiting, size = core._waiting, min(config.batch_size or self.spec.slots, core._running.size)
+        gathers = not len(core._running) and 0 < len(waiting) < size and not waiting.returning
+        if config.batching == "static" and gathers:
+            return "a static batch gathers"
+        if config.batching == "dynamic" and gathers and self.now < core.wake_at(self.now) < inf:
+            return "a dynamic batch gathers"
+        return "blocks are held for what is on its way" if core._kv.transit.held else ""
 
     def execute(self) -> None:
         """The worker runs all steps that it was sent."""
