@@ -53,7 +53,7 @@ def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> flo
         pace_s = row.tpot_s * (1 - PACE_GUARD)
         lead_s = 0.0
         if row.first_token_at is not None:  # else its first output is in flight
-            lead_s = row.first_token_at + (row.generated - row.seen) * pace_s - now
+            lead_s = row.first_token_at + (row.generated - row.seen - 1) * pace_s - now
         steps = max(1, row.end - len(row.tokens))
         allowed = pace_s + lead_s / min(LEND_STEPS, steps)
         if allowed < tightest:

@@ -26,7 +26,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     batch_timeout_s: float = 0.05  # dynamic: how long the oldest waits for others
     chunk_tokens: int = 0  # chunked, splitfuse: tokens of a step; 0: what the worker takes
     max_chunk: int = 0  # of one row in a step; 0: no bound
-    min_chunk: int = 64  # time-budgeted: tokens of prompts a step takes at least, whatever the pace
+    min_chunk: int = 16  # time-budgeted: tokens of prompts a step takes at least, whatever the pace
 
     order: Order = "contract"
     aging_s: float = 10.0  # priority: waiting so long is worth a class

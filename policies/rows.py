@@ -145,10 +145,10 @@ class Row:
         return self.end - self.left - self.computed - self.in_flight
 
     def lead_s(self, now: float) -> float:
-        """How far its outputs are ahead of its pace: the time until the next one is due; negative: behind."""
+        """How long before it was due its last output came; negative: so far behind its pace."""
         if self.tpot_s is None or self.first_token_at is None:
             return 0.0
-        return self.first_token_at + (self.generated - self.seen) * self.tpot_s - now
+        return self.first_token_at + (self.generated - self.seen - 1) * self.tpot_s - now
 
 
 def _array(packed: bytes) -> array[int]:

@@ -28,7 +28,7 @@ from policies.vocabulary import BLOCK_SIZE
 __all__ = ["MIN_ROOM", "Ask", "Forecast", "Reservation", "forecast"]
 
 #: Prompt tokens that a step takes at least, however tight the pace.
-MIN_ROOM = 64
+MIN_ROOM = 16
 _ROUND_UP = BLOCK_SIZE - 1
 
 
@@ -55,7 +55,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cause: Reason
     measured: float
     threshold: float
-    yields: bool = False  # it is held for an admitted prompt, which the scheduler would serve after it
+    yields: bool = False  # it is held for what others were promised: the scheduler itself would let it in at once
 
 
 def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: float = 0.0) -> Forecast:
@@ -90,6 +90,7 @@ def forecast(state: WorkerState, ask: Ask, *, kv_reserve: float = 0.05, spare: f
         measured, threshold = first_token, ask.first_token_in_s or inf
     pace_at, step, allowed = _pace(state, ask, first_token)
     if pace_at > first_token:
+        yields = True
         start += pace_at - first_token
         hold, first_token = start, pace_at
         cause, measured, threshold = Reason.tpot_unattainable, step, allowed
