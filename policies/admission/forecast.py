@@ -247,13 +247,14 @@ def _room(
 
 def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, float, float]:
     """When every pace holds with the candidate decoding too; the step at its first token; the pace that binds it."""
+    aim = 1 - PACE_GUARD  # as the scheduler does: steps that just keep the pace leave prompts no room
     own = inf if ask.tpot_s is None else ask.tpot_s
     rows, beside = state.rows, state.beside()
     # All of them at once, none ended yet: as a rule that holds already.
     count = len(rows) + len(beside) + 1
     context = state.context + sum([p[4] + p[3] for p in beside]) + ask.prefill + ask.cached
     step = state.step(count, 0.0, context + HORIZON * count, count)
-    allowed = min(own, state.pace, min([p[6] for p in beside], default=inf))
+    allowed = aim * min(own, state.pace, min([p[6] for p in beside], default=inf))
     if step <= allowed:
         return 0.0, step, allowed
     decode = state.decode_s
@@ -262,7 +263,7 @@ def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, floa
     count = len(rows) + 1
     context = sum([row[1] for row in rows]) + ask.prefill + ask.cached
     step = state.step(count, 0.0, context + HORIZON * count, count)
-    allowed = min(own, min([row[2] for row in rows], default=inf))
+    allowed = aim * min(own, min([row[2] for row in rows], default=inf))
     if step <= allowed:
         return 0.0, step, allowed
     tightest = [own]  # of the k rows that end last
@@ -273,6 +274,6 @@ def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, floa
         context -= row[1]
         count -= 1
         pace_at = row[0] * decode
-        if state.step(count, 0.0, context + HORIZON * count, count) <= tightest[count - 1]:
+        if state.step(count, 0.0, context + HORIZON * count, count) <= aim * tightest[count - 1]:
             break
     return pace_at, step, allowed
