@@ -10,17 +10,12 @@ from collections.abc import Iterable
 from math import inf
 from typing import Protocol
 
+from policies.pace import LEND_STEPS, aimed_s
 from policies.rows import Row
 from policies.step_time import Features, Ratios
 from policies.vocabulary import BLOCK_SIZE, StepTimeCoefficients
 
 __all__ = ["StepTime", "largest_chunk", "tightest_pace_s"]
-
-#: A lead over the pace is lent to prompts over so many steps, as admission foresees it; and one that is behind catches
-#: up in so many, since its end is not known.
-LEND_STEPS = 16
-#: Share of a pace that is aimed below it. Without, a row whose steps fill its pace exactly ends a hair late.
-PACE_GUARD = 0.02
 
 
 class StepTime(Protocol):
@@ -50,10 +45,7 @@ def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> flo
     for row in rows:
         if row.tpot_s is None:
             continue
-        pace_s = row.tpot_s * (1 - PACE_GUARD)
-        lead_s = 0.0
-        if row.first_token_at is not None:  # else its first output is in flight
-            lead_s = row.first_token_at + (row.generated - row.seen - 1) * pace_s - now
+        pace_s, lead_s = aimed_s(row.tpot_s), row.lead_s(now)
         steps = max(1, row.end - len(row.tokens))
         allowed = pace_s + lead_s / min(LEND_STEPS, steps)
         if allowed < tightest:

@@ -22,6 +22,7 @@ from enum import IntEnum
 from math import inf
 
 from policies.errors import WorkerMismatch
+from policies.pace import aimed_s
 from policies.vocabulary import Finish, Request, Step, StepDone
 
 __all__ = ["Flight", "Place", "Row"]
@@ -145,10 +146,10 @@ class Row:
         return self.end - self.left - self.computed - self.in_flight
 
     def lead_s(self, now: float) -> float:
-        """How long before it was due its last output came; negative: so far behind its pace."""
+        """How long before it was due its last output came, by the pace aimed at; negative: so far behind."""
         if self.tpot_s is None or self.first_token_at is None:
             return 0.0
-        return self.first_token_at + (self.generated - self.seen - 1) * self.tpot_s - now
+        return self.first_token_at + (self.generated - self.seen - 1) * aimed_s(self.tpot_s) - now
 
 
 def _array(packed: bytes) -> array[int]:

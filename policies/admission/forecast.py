@@ -22,7 +22,7 @@ import msgspec
 from policies.admission.future_kv import Held, earliest_start, peak
 from policies.admission.reasons import Reason
 from policies.admission.worker_state import HORIZON, Prompt, Reservation, WorkerState
-from policies.chunks import LEND_STEPS, PACE_GUARD
+from policies.pace import LEND_STEPS, aimed_s
 from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["MIN_ROOM", "Ask", "Forecast", "Reservation", "forecast"]
@@ -137,7 +137,7 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
     prompts, slots = state.prompts, _Slots(state)
     due = inf if ask.first_token_in_s is None else ask.first_token_in_s
     place = bisect_right(prompts, (ask.tier, due, len(state.load.requests) + len(prompts) + 1))
-    pace = inf if ask.tpot_s is None else ask.tpot_s
+    pace = inf if ask.tpot_s is None else aimed_s(ask.tpot_s)
     own: Prompt = (ask.tier, due, 0, max(1, ask.prefill), ask.cached, ask.outputs, pace, False, due)
     # Behind the candidate only prompts with a deadline matter, as far as the last of them.
     last = next((i for i in range(len(prompts) - 1, place - 1, -1) if prompts[i][8] < inf), place - 1)
@@ -187,9 +187,8 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
         slots.give(end + outputs * decode - slower)
         count += 1
         context += before + left
-        aimed = prompt_pace * (1 - PACE_GUARD)
-        if aimed < joined:
-            joined = aimed
+        if prompt_pace < joined:
+            joined = prompt_pace
     return hold, start, first_token, victim
 
 
@@ -247,14 +246,13 @@ def _room(
 
 def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, float, float]:
     """When every pace holds with the candidate decoding too; the step at its first token; the pace that binds it."""
-    aim = 1 - PACE_GUARD  # as the scheduler does: steps that just keep the pace leave prompts no room
-    own = inf if ask.tpot_s is None else ask.tpot_s
+    own = inf if ask.tpot_s is None else aimed_s(ask.tpot_s)
     rows, beside = state.rows, state.beside()
     # All of them at once, none ended yet: as a rule that holds already.
     count = len(rows) + len(beside) + 1
     context = state.context + sum([p[4] + p[3] for p in beside]) + ask.prefill + ask.cached
     step = state.step(count, 0.0, context + HORIZON * count, count)
-    allowed = aim * min(own, state.pace, min([p[6] for p in beside], default=inf))
+    allowed = min(own, state.pace, min([p[6] for p in beside], default=inf))
     if step <= allowed:
         return 0.0, step, allowed
     decode = state.decode_s
@@ -263,7 +261,7 @@ def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, floa
     count = len(rows) + 1
     context = sum([row[1] for row in rows]) + ask.prefill + ask.cached
     step = state.step(count, 0.0, context + HORIZON * count, count)
-    allowed = aim * min(own, min([row[2] for row in rows], default=inf))
+    allowed = min(own, min([row[2] for row in rows], default=inf))
     if step <= allowed:
         return 0.0, step, allowed
     tightest = [own]  # of the k rows that end last
@@ -274,6 +272,6 @@ def _pace(state: WorkerState, ask: Ask, first_token: float) -> tuple[float, floa
         context -= row[1]
         count -= 1
         pace_at = row[0] * decode
-        if state.step(count, 0.0, context + HORIZON * count, count) <= aim * tightest[count - 1]:
+        if state.step(count, 0.0, context + HORIZON * count, count) <= tightest[count - 1]:
             break
     return pace_at, step, allowed

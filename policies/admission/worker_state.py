@@ -11,7 +11,7 @@ from math import inf
 
 import msgspec
 
-from policies.chunks import LEND_STEPS, PACE_GUARD
+from policies.pace import LEND_STEPS, aimed_s
 from policies.vocabulary import BLOCK_SIZE, RequestLoad, Tier, WorkerLoad
 
 __all__ = ["HORIZON", "Prompt", "Reservation", "Row", "WorkerState"]
@@ -137,12 +137,12 @@ class WorkerState:
             tpot, allowed = r.tpot_s, inf
             if tpot is not None:
                 lead, to_come = r.lead_s, outputs or 1
-                allowed = tpot + lead / to_come
+                aimed = aimed_s(tpot)
+                allowed = aimed + lead / to_come
                 # A row that not even an empty worker could save binds nobody.
-                if single + per_context * context > allowed:
+                if single + per_context * context > tpot + lead / to_come:
                     allowed = inf
                 elif left <= 1:
-                    aimed = tpot * (1 - PACE_GUARD)
                     lent = aimed + lead / min(LEND_STEPS, to_come)
                     if lent < self.lent_pace:
                         self.lent_pace = lent
@@ -179,7 +179,7 @@ class WorkerState:
                 continue
             number += 1
             due = inf if r.deadline_s is None else r.deadline_s - now
-            pace = inf if r.tpot_s is None else r.tpot_s
+            pace = inf if r.tpot_s is None else aimed_s(r.tpot_s)
             tokens = max(1, r.prompt_tokens)
             outputs = r.max_tokens if r.outputs is None else r.outputs
             self.prompts.append((r.tier, _order(due), number, tokens, 0, outputs, pace, False, due))
