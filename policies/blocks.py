@@ -1,9 +1,9 @@
 """A pool of KV blocks: reference counts, an O(1) free list, and fences.
 
-The free list is doubly linked through two arrays, with one sentinel, so that a cached block in its middle can be taken
-out when a request shares it again (the design of vLLM's free queue). Blocks that an index still knows wait at the tail,
-least recently freed first, and are forgotten only when they are handed out again: eviction is lazy, and a free pool is
-a cache.
+The free list is a queue. Blocks that an index still knows wait at its tail, least recently freed first, and are
+forgotten only when they are handed out again: eviction is lazy, and a free pool is a cache. One in its middle that a
+request shares again stays there as a dead entry, which is dropped when met: so that what a request takes or gives, some
+hundred blocks, moves in bulk.
 
 A fence is the number of the last step that touches a block. Until that step is acknowledged the block is *parked*:
 nobody holds it, so it counts as free for whoever asks how full the pool is, but it is not handed out.
@@ -18,6 +18,7 @@ nobody holds it, so it counts as free for whoever asks how full the pool is, but
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 
@@ -33,15 +34,16 @@ def _nothing(blocks: list[int]) -> None:
 class BlockPool:
     """Blocks 0 … size - 1.
 
-    `on_reuse(blocks)` is called when kept blocks are handed out again, so that the index forgets them.
+    `refs` counts who holds a block; of a parked one it is minus the step that it waits for. `on_reuse(blocks)` is
+    called when kept blocks are handed out again, so that the index forgets them.
     """
 
     __slots__ = (
-        "_fences",
-        "_next",
+        "_dead",
         "_on_reuse",
         "_parked",
-        "_previous",
+        "_queue",
+        "_shared_again",
         "acknowledged",
         "fenced",
         "free",
@@ -58,17 +60,19 @@ class BlockPool:
         self.fenced = 0  # blocks parked behind a step
         self.acknowledged = 0
         self._on_reuse = on_reuse
-        self._fences = [0] * size  # 0: not parked
         self._parked: dict[int, list[int]] = {}
-        self._next: list[int] = [*range(1, size + 1), 0]  # the sentinel is entry `size`
-        self._previous: list[int] = [size, *range(size)]
+        self._shared_again = False  # some of the parked may not be parked any more, or be listed twice
+        self._queue = deque(range(size))
+        # Of each block, how many of its entries are dead: always the first ones. A block whose content is not kept is
+        # put at the head, but only once it was handed out, which took all entries before its own.
+        self._dead: dict[int, int] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockPool:
         """Independent, in microseconds where a copy block by block takes tens of milliseconds."""
         other = memo[id(self)] = object.__new__(BlockPool)
         for name in BlockPool.__slots__:
             value = getattr(self, name)
-            setattr(other, name, value[:] if isinstance(value, list | bytearray) else value)
+            setattr(other, name, value.copy() if isinstance(value, list | bytearray | deque | dict) else value)
         other._parked = {step: blocks[:] for step, blocks in self._parked.items()}
         other._on_reuse = deepcopy(self._on_reuse, memo)
         return other
@@ -80,7 +84,7 @@ class BlockPool:
 
     def is_free(self, block: int) -> bool:
         """Whether a block is in the free list: not held, and not parked."""
-        return not self.refs[block] and not self._fences[block]
+        return not self.refs[block]
 
     def take(self, count: int) -> list[int]:
         """Hand out `count` blocks, each held once.
@@ -91,20 +95,15 @@ class BlockPool:
             raise OutOfBlocks(
                 f"{count} blocks asked for, {self.free} of {self.size} are free ({self.fenced} are fenced)"
             )
-        following, refs, kept, sentinel = self._next, self.refs, self.kept, self.size
-        taken = []
-        block = following[sentinel]
-        for _ in range(count):
-            taken.append(block)
+        pop, refs, kept = self._queue.popleft, self.refs, self.kept
+        taken = [pop() for _ in range(count)] if not self._dead else [self._pop() for _ in range(count)]
+        for block in taken:
             refs[block] = 1
-            block = following[block]
         reused = [block for block in taken if kept[block]]
         if reused:
-            for known in reused:
-                kept[known] = 0
+            for block in reused:
+                kept[block] = 0
             self._on_reuse(reused)
-        following[sentinel] = block
-        self._previous[block] = sentinel
         self.free -= count
         return taken
 
@@ -113,105 +112,124 @@ class BlockPool:
 
         :raises OutOfBlocks: if none is in the free list.
         """
-        following, sentinel = self._next, self.size
-        block = following[sentinel]
-        if block == sentinel:
-            raise OutOfBlocks(f"a block is asked for, none of {sentinel} is free ({self.fenced} are fenced)")
+        if not self.free:
+            raise OutOfBlocks(f"a block is asked for, none of {self.size} is free ({self.fenced} are fenced)")
+        block = self._pop() if self._dead else self._queue.popleft()
         self.refs[block] = 1
         if self.kept[block]:
             self.kept[block] = 0
             self._on_reuse([block])
-        following[sentinel] = after = following[block]
-        self._previous[after] = sentinel
         self.free -= 1
+        return block
+
+    def _pop(self) -> int:
+        """The first of the queue."""
+        dead = self._dead
+        while (block := self._queue.popleft()) in dead:
+            if dead[block] > 1:
+                dead[block] -= 1
+            else:
+                del dead[block]
         return block
 
     def share(self, block: int) -> None:
         """Hold a block once more. If nobody held it, it must be kept by an index: its content is still there."""
-        if not self.refs[block]:
+        refs = self.refs
+        if refs[block] <= 0:
             if not self.kept[block]:
                 raise InvariantBroken(f"block {block} is shared, but nobody holds it and no index knows its content")
-            if self._fences[block]:
-                self._fences[block] = 0
+            if refs[block]:
+                self._shared_again = True
                 self.fenced -= 1
+                refs[block] = 0
             else:
-                self._unlink(block)
-        self.refs[block] += 1
+                self._dead[block] = self._dead.get(block, 0) + 1
+                self.free -= 1
+        refs[block] += 1
 
     def release(self, blocks: Iterable[int], *, fence: int) -> None:
         """Hold each block once less. What nobody holds any more is free once step `fence` is acknowledged.
 
         Earlier blocks are reused earlier, so a request gives its tail first: a prefix outlives what follows it.
         """
+        refs, given = self.refs, list(blocks)
+        waits = -fence if fence > self.acknowledged else 0
+        counts = [refs[block] for block in given]
+        if counts.count(1) == len(counts):
+            for block in given:
+                refs[block] = waits
+        else:
+            given = self._shared_too(given, waits)
+        if waits:
+            self._parked.setdefault(fence, []).extend(given)
+            self.fenced += len(given)
+        else:
+            self._link(given)
+
+    def _shared_too(self, blocks: list[int], waits: int) -> list[int]:
+        """Hold each block once less; returns those that nobody else holds."""
         refs, given = self.refs, []
         for block in blocks:
             count = refs[block] - 1
             if count < 0:
                 raise InvariantBroken(f"block {block} is released, but nobody holds it")
-            refs[block] = count
-            if not count:
+            if count:
+                refs[block] = count
+            else:
+                refs[block] = waits
                 given.append(block)
-        if fence <= self.acknowledged:
-            self._link(given)
-            return
-        fences = self._fences
-        for block in given:
-            fences[block] = fence
-        self._parked.setdefault(fence, []).extend(given)
-        self.fenced += len(given)
+        return given
 
     def acknowledge(self, step: int) -> None:
         """Step `step` is done, and so is every earlier one: what was parked behind it is free."""
-        fences = self._fences
-        for number in range(self.acknowledged + 1, step + 1) if self._parked else ():
-            lifted = []
-            for block in self._parked.pop(number, ()):
-                if fences[block] == number:  # else it was shared again meanwhile
-                    fences[block] = 0
-                    lifted.append(block)
-            self.fenced -= len(lifted)
-            self._link(lifted)
-        self.acknowledged = max(self.acknowledged, step)
+        if self._parked:
+            refs = self.refs
+            for number in range(self.acknowledged + 1, step + 1):
+                lifted = self._parked.pop(number, None)
+                if lifted is None:
+                    continue
+                if self._shared_again:
+                    lifted = [block for block in dict.fromkeys(lifted) if refs[block] == -number]
+                    self._shared_again = bool(self._parked)
+                for block in lifted:
+                    refs[block] = 0
+                self.fenced -= len(lifted)
+                self._link(lifted)
+        if step > self.acknowledged:
+            self.acknowledged = step
 
     def _link(self, blocks: list[int]) -> None:
         """To the tail, in this order, what may be asked for again; the rest to the head, the last of it first."""
-        following, previous, kept, sentinel = self._next, self._previous, self.kept, self.size
-        tail = previous[sentinel]
-        for block in blocks:
-            if kept[block]:
-                following[tail] = block
-                previous[block] = tail
-                tail = block
-        following[tail] = sentinel
-        previous[sentinel] = tail
-        head = following[sentinel]
-        for block in blocks:
-            if not kept[block]:
-                previous[head] = block
-                following[block] = head
-                head = block
-        following[sentinel] = head
-        previous[head] = sentinel
+        kept, queue = self.kept, self._queue
+        known = [block for block in blocks if kept[block]]
+        queue.extend(known)
+        if len(known) < len(blocks):
+            queue.extendleft([block for block in blocks if not kept[block]])
         self.free += len(blocks)
+        if len(queue) > 2 * self.size:
+            self._queue = deque(self._alive())
+            self._dead = {}
 
-    def _unlink(self, block: int) -> None:
-        before, after = self._previous[block], self._next[block]
-        self._next[before] = after
-        self._previous[after] = before
-        self.free -= 1
+    def _alive(self) -> list[int]:
+        """The free blocks in order."""
+        dead, alive = self._dead.copy(), []
+        for block in self._queue:
+            if dead.get(block):
+                dead[block] -= 1
+            else:
+                alive.append(block)
+        return alive
 
     def check(self) -> None:
         """:raises InvariantBroken: if a block is lost, listed twice, or both free and held."""
-        seen, block, before = 0, self._next[self.size], self.size
-        while block != self.size:
-            if self.refs[block] or self._fences[block] or self._previous[block] != before or seen > self.size:
-                raise InvariantBroken(
-                    f"block {block} in the free list: refs {self.refs[block]}, fence {self._fences[block]}"
-                )
-            seen, before, block = seen + 1, block, self._next[block]
-        fenced = sum(1 for fence in self._fences if fence)
-        held = sum(1 for count in self.refs if count)
-        if (seen, fenced, seen + fenced + held) != (self.free, self.fenced, self.size):
+        listed = self._alive()
+        for block in listed:
+            if self.refs[block]:
+                raise InvariantBroken(f"block {block} is in the free list: refs {self.refs[block]}")
+        seen = len(set(listed))
+        fenced = sum(1 for count in self.refs if count < 0)
+        held = sum(1 for count in self.refs if count > 0)
+        if (seen, len(listed), fenced, seen + fenced + held) != (self.free, self.free, self.fenced, self.size):
             raise InvariantBroken(
                 f"{seen} blocks are listed free and {fenced} parked, counted {self.free} and {self.fenced}; "
                 f"{held} of {self.size} are held"

@@ -69,7 +69,7 @@ class KvMemory:
         self._names = names
         self._keep_copies = keep_copies
         self._share = share
-        self.index = PrefixIndex(blocks)
+        self.index = PrefixIndex()
         self.device = BlockPool(blocks, on_reuse=self.index.forget)
         self.host = BlockPool(host_blocks)
         self.transit = Transit(self.device)

@@ -41,22 +41,26 @@ class PrefixIndex:
 
     __slots__ = ("_blocks", "_names")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         self._blocks: dict[bytes, int] = {}
-        self._names: list[bytes | None] = [None] * size
+        self._names: dict[int, bytes] = {}  # by block
 
     def __deepcopy__(self, memo: dict[int, object]) -> PrefixIndex:
         other = memo[id(self)] = object.__new__(PrefixIndex)
-        other._blocks, other._names = self._blocks.copy(), self._names[:]
+        other._blocks, other._names = self._blocks.copy(), self._names.copy()
         return other
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def put(self, names: Iterable[bytes], blocks: Iterable[int]) -> list[int]:
+    def put(self, names: list[bytes], blocks: list[int]) -> list[int]:
         """Register blocks whose content is final; returns them without those whose content another block has."""
+        if self._blocks.keys().isdisjoint(names):
+            self._blocks.update(zip(names, blocks, strict=True))
+            self._names.update(zip(blocks, names, strict=True))
+            return blocks
         setdefault, named, taken = self._blocks.setdefault, self._names, []
-        for name, block in zip(names, blocks, strict=False):
+        for name, block in zip(names, blocks, strict=True):
             if setdefault(name, block) == block:
                 named[block] = name
                 taken.append(block)
@@ -73,9 +77,8 @@ class PrefixIndex:
         """These blocks are handed out again, so their content is about to go."""
         named, known = self._names, self._blocks
         for block in blocks:
-            name = named[block]
+            name = named.pop(block, None)
             if name is not None:
-                named[block] = None
                 del known[name]
 
     def match(self, chain: list[bytes], limit: int) -> list[int]:
@@ -91,6 +94,6 @@ class PrefixIndex:
 
     def check(self) -> None:
         """:raises InvariantBroken: if the map and its inverse differ."""
-        inverse = {name: block for block, name in enumerate(self._names) if name is not None}
+        inverse = {name: block for block, name in self._names.items()}
         if inverse != self._blocks:
-            raise InvariantBroken(f"{len(self._blocks)} names are mapped, {len(inverse)} blocks are named")
+            raise InvariantBroken(f"{len(self._blocks)} names are mapped, {len(self._names)} blocks are named")

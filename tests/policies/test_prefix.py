@@ -54,7 +54,7 @@ def test_a_chain_grows_as_it_would_have_been_built_at_once() -> None:
 def test_match_ends_at_the_first_block_that_is_not_resident() -> None:
     """A hole ends the prefix, and the limit bounds it."""
     names = chain_of(list(range(4 * BLOCK_SIZE)))
-    index = PrefixIndex(8)
+    index = PrefixIndex()
     assert index.put([names[0], names[1], names[3]], [5, 2, 7]) == [5, 2, 7]
     assert index.match(names, 4) == [5, 2]
     assert index.match(names, 1) == [5]
@@ -64,7 +64,7 @@ def test_match_ends_at_the_first_block_that_is_not_resident() -> None:
 def test_the_first_block_with_a_content_is_kept() -> None:
     """A second block with the same content stays anonymous, so forgetting it forgets nothing."""
     (name,) = chain_of([1] * BLOCK_SIZE)
-    index = PrefixIndex(2)
+    index = PrefixIndex()
     assert index.put([name], [0]) == [0]
     assert index.put([name], [1]) == []
     index.forget([1])
