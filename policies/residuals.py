@@ -19,6 +19,11 @@ __all__ = ["Features", "Ratios", "Residuals", "cell_of"]
 #: Ratios that a cell or stratum must have before its own quantiles are taken.
 _ENOUGH = 40
 _ENOUGH_IN_ALL = 20
+#: Steps that are judged together: what a prompt waits for and what a pace is the mean of are sums of steps, whose noise
+#: evens out as far as it is independent from step to step. How far that is, only the sums themselves tell.
+RUN = 16
+_RUNS = 64
+_ENOUGH_RUNS = 5
 
 
 class Features(NamedTuple):
@@ -36,6 +41,7 @@ class Ratios(NamedTuple):
     p50: float
     p90: float
     p95: float
+    run_p90: float = 0.0  # of RUN steps in a row together; 0: too few are known
 
 
 def cell_of(tokens: float, attended: float, context: float, rows: float) -> tuple[int, int]:
@@ -58,6 +64,9 @@ class Residuals:
         self._bounds = strata
         self._size = window
         self._pooled = _Window(window)
+        self._runs = _Window(_RUNS)
+        self._run_actual = self._run_predicted = 0.0
+        self._in_run = 0
         self._strata = [_Window(window) for _ in range(len(strata) + 1)]
         self._kinds: dict[tuple[int, int], _Window] = {}  # by stratum and kind
         self._cells: dict[tuple[int, int, int], _Window] = {}  # and by context
@@ -65,8 +74,15 @@ class Residuals:
     def __len__(self) -> int:
         return len(self._pooled)
 
-    def add(self, features: Features, ratio: float) -> int:
-        """Remember the ratio of a step. The index of its stratum."""
+    def add(self, features: Features, ratio: float, predicted_s: float) -> int:
+        """Remember the ratio of a step, which was to take so long. The index of its stratum."""
+        self._run_actual += ratio * predicted_s
+        self._run_predicted += predicted_s
+        self._in_run += 1
+        if self._in_run == RUN:
+            self._runs.add(self._run_actual / self._run_predicted)
+            self._run_actual = self._run_predicted = 0.0
+            self._in_run = 0
         stratum = bisect_left(self._bounds, features[0])
         kind, context = cell_of(*features)
         cell = self._cells.get((stratum, kind, context))
@@ -94,7 +110,10 @@ class Residuals:
 
     def of_all(self) -> Ratios:
         """Of all steps; PRIOR while hardly any is known."""
-        return self._pooled.ratios() if len(self._pooled) >= _ENOUGH_IN_ALL else self.PRIOR
+        if len(self._pooled) < _ENOUGH_IN_ALL:
+            return self.PRIOR
+        run_p90 = self._runs.ratios().p90 if len(self._runs) >= _ENOUGH_RUNS else 0.0
+        return self._pooled.ratios()._replace(run_p90=run_p90)
 
 
 class _Window:

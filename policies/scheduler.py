@@ -429,6 +429,7 @@ class Scheduler:
             spec.block_bytes,
             spec.swap_bytes_per_s,
             self._steps_timed,
+            ratios.run_p90,
         )
 
     def census(self) -> Census:

@@ -95,7 +95,7 @@ class StepTimeModel:
         if not 0 < actual_s < float("inf") or predicted <= 0:
             return
         ratio = actual_s / predicted
-        stratum = self._residuals.add(features, ratio)
+        stratum = self._residuals.add(features, ratio, predicted)
         self._refit(features, predicted, ratio - 1, stratum)
 
     def _refit(self, features: Features, predicted: float, error: float, stratum: int) -> None:

@@ -278,3 +278,4 @@ class WorkerLoad(msgspec.Struct, frozen=True, array_like=True):
     block_bytes: int = 0
     swap_bytes_per_s: float = 0.0
     steps_timed: int = 0  # that the step times were refitted on since this scheduler attached
+    ratio_run_p90: float = 0.0  # of 16 steps in a row together; 0: not known

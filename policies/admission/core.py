@@ -14,7 +14,6 @@ under way. Everything is bounded: the deferred by `Policy.queue_size` a model, t
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, nextafter
 
@@ -25,7 +24,7 @@ from policies.admission.deferred import Deferred, DeferredQueue
 from policies.admission.fairness import FairLine
 from policies.admission.fleet import Fleet
 from policies.admission.lengths import HistoryLengths, OutputLengths
-from policies.admission.margin import Margins
+from policies.admission.margin import MarginBook
 from policies.admission.mooncake import mooncake, mooncake_naive
 from policies.admission.no_evict import no_evict
 from policies.admission.open_door import open_door
@@ -58,8 +57,6 @@ _GATES: Mapping[AdmissionKind, Gate] = {
     "mooncake": mooncake,
     "contract": contract,
 }
-#: Tenants whose margins are kept, the last that ended a request.
-_MARGINS = 4096
 #: So long the tightest promises that came are kept.
 _LATELY_S = 10.0
 #: Deferred requests ahead that a newcomer's forecast counts: with so many it waits in any case.
@@ -145,7 +142,7 @@ class Admission:
         self._models: dict[str, _Model] = {}
         self._reservations = Reservations()
         self._model_of: dict[str, str] = {}  # of the deferred, by id
-        self._margins: OrderedDict[str, Margins] = OrderedDict()
+        self._margins = MarginBook()
         self._turned_away: list[Decided] = []
 
     def __len__(self) -> int:
@@ -268,15 +265,7 @@ class Admission:
         not promised, or cut short."""
         self._end(request_id)
         self._lengths.ended(request_id, tenant, outputs if is_whole else None)
-        if ttft_kept is not None or tpot_kept is not None:
-            margin = self._margins.get(tenant)
-            if margin is None:
-                promised = self._contract_of(tenant)
-                margin = self._margins[tenant] = Margins(0.99 if promised is None else promised.attainment)
-            self._margins.move_to_end(tenant)
-            margin.observe(ttft_kept, tpot_kept)
-            if len(self._margins) > _MARGINS:
-                self._margins.popitem(last=False)
+        self._margins.observe(tenant, self._contract_of(tenant), ttft_kept, tpot_kept)
 
     def cancel(self, request_id: str, now: float) -> str | None:
         """The client left. Returns the tenant, if the request was admitted; a deferred one just leaves its place."""
@@ -323,7 +312,7 @@ class Admission:
         loads = state.fleet.shortlist(
             1 if policy.kind == "none" else policy.shortlist, binding=binds, time_s=time_s, cached=candidate.cached
         )
-        margin = self._margins.get(candidate.tenant)
+        margin, pace_margin = self._margins.of(candidate.tenant, candidate.tier)
         wait_s, step_s = state.fleet.estimate(loads[0].worker, binding=binds)
         situation = Situation(
             now=now,
@@ -331,8 +320,8 @@ class Admission:
             reserved=self._reserved(state, candidate, loads, now),
             policy=policy,
             lengths=self._lengths,
-            margin=margin.ttft if margin else 0.0,
-            pace_margin=margin.tpot if margin else 0.0,
+            margin=margin,
+            pace_margin=pace_margin,
             room=room,
             jitter=self._random.random() if jitter is None else jitter,
             keep_tpot_s=self._kept_pace_s(state, candidate, room > 0, now),

@@ -78,7 +78,7 @@ class _Worker:
                 self._held[_BINDING] += 1
                 bound_context += r.context
         self._used[_BINDING] = min(self._used[_ANY], bound_context // BLOCK_SIZE)
-        c, upper = load.step_time, max(load.ratio_p50, load.ratio_p90)
+        c, upper = load.step_time, max(load.ratio_p50, load.ratio_run_p90 or load.ratio_p90)
         reading = c.per_context_s * context + c.per_row_s * rows
         room = max(1, load.tokens_per_step - rows)
         full = max(c.floor_s, c.base_s + c.per_token_s * load.tokens_per_step) + reading

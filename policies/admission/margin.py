@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Margin", "Margins"]
+from collections import OrderedDict
+
+from policies.vocabulary import Contract, Tier
+
+__all__ = ["Margin", "MarginBook", "Margins"]
 
 
 class Margin:
@@ -32,7 +36,7 @@ class Margins:
 
     def __init__(self, target: float = 0.99) -> None:
         self._ttft = Margin(target)
-        self._tpot = Margin(target, gain=0.005, most=0.05)
+        self._tpot = Margin(target, gain=0.01, most=0.1)
 
     @property
     def ttft(self) -> float:
@@ -50,3 +54,36 @@ class Margins:
             self._ttft.observe(ttft_kept)
         if tpot_kept is not None:
             self._tpot.observe(tpot_kept)
+
+
+class MarginBook:
+    """The margins of every tenant (the last `tenants` that ended a request), and of every tier.
+
+    What makes promises break is mostly common to all, and a tier learns it from all of its tenants, long before each of
+    them has seen enough by itself. The larger of both is held back.
+    """
+
+    def __init__(self, *, tenants: int = 4096) -> None:
+        self._most = tenants
+        self._tenants: OrderedDict[str, Margins] = OrderedDict()
+        self._tiers: dict[int, Margins] = {}
+
+    def observe(self, tenant: str, contract: Contract | None, ttft_kept: bool | None, tpot_kept: bool | None) -> None:
+        """A request of `tenant` ended; see `Margins.observe`."""
+        if ttft_kept is None and tpot_kept is None:
+            return
+        contract = contract or Contract()
+        own = self._tenants.get(tenant)
+        if own is None:
+            own = self._tenants[tenant] = Margins(contract.attainment)
+            if len(self._tenants) > self._most:
+                self._tenants.popitem(last=False)
+        self._tenants.move_to_end(tenant)
+        tier = Tier[contract.tier]
+        for margins in (own, self._tiers.setdefault(tier, Margins(contract.attainment))):
+            margins.observe(ttft_kept, tpot_kept)
+
+    def of(self, tenant: str, tier: int) -> tuple[float, float]:
+        """Shares of the time to the first token and of the pace to hold back."""
+        kept = [margins for margins in (self._tenants.get(tenant), self._tiers.get(tier)) if margins is not None]
+        return max((m.ttft for m in kept), default=0.0), max((m.tpot for m in kept), default=0.0)

@@ -58,7 +58,7 @@ class WorkerState:
         flex_yields: bool = False,
         remaining: Callable[[RequestLoad], int] | None = None,
     ) -> None:
-        c, u = load.step_time, max(load.ratio_p50, load.ratio_p90)
+        c, u = load.step_time, max(load.ratio_p50, load.ratio_run_p90 or load.ratio_p90)
         self.load = load
         self.floor, self.base, self.per_token = c.floor_s * u, c.base_s * u, c.per_token_s * u
         self.per_attended, self.per_context, self.per_row = c.per_attended_s * u, c.per_context_s * u, c.per_row_s * u
