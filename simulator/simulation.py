@@ -224,9 +224,7 @@ class Simulation:
         terms = (verdict.tier, verdict.ttft_s, verdict.tpot_s, verdict.worker, verdict.outputs)
         if terms != (request.tier, request.ttft_s, request.tpot_s, request.worker, request.expected_outputs):
             tier, ttft_s, tpot_s, chosen, outputs = terms
-            request = replace(
-                request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s, worker=chosen, expected_outputs=outputs
-            )
+            request = replace(request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s, worker=chosen, expected_outputs=outputs)
         number = self._fleet.place(request)
         try:
             self._fleet.submit(request, number, now)
