@@ -39,9 +39,8 @@ def _check_holders(kv: KvMemory, live: list[Row]) -> None:
         ("host", kv.host, Counter(block for row in live for block in row.host_blocks.values())),
     ):
         for block, refs in enumerate(pool.refs):
-            _require(
-                max(0, refs) == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it"
-            )
+            holders = max(0, refs)  # below 0: parked
+            _require(holders == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it")
     coming = len(kv.transit.all_blocks())
     _require(kv.transit.held == coming, f"{kv.transit.held} blocks are counted in transit, {coming} are")
     keepers = {row for row in live if row.place is Place.waiting and row.blocks}

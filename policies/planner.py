@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
+from math import inf
 
 from policies.batching import batching
 from policies.chunks import StepTime
@@ -63,10 +64,13 @@ class Planner:
         self._events = events
         self._pressure = Pressure(spec, config, step_time, kv=kv, running=running, waiting=waiting, events=events)
         self._single_flight = SingleFlight(config.single_flight_tokens)
+        self._tried_at = -inf
 
     def wake_at(self) -> float:
-        """The instant from which a step may be planned although nothing happened since none could be; inf: never."""
-        return min(self._batching.wake_at(self._running, self._waiting), self._waiting.hopeless_at())
+        """The instant from which a step may be planned although nothing happened since none could be; inf: never. What
+        was due when it was last tried is not what it waits for."""
+        instants = (self._batching.wake_at(self._running, self._waiting), self._waiting.hopeless_at())
+        return min((at for at in instants if at > self._tried_at), default=inf)
 
     def may_expect(self, blocks: int) -> bool:
         """Whether so many blocks may be held for a request that is not here yet."""
@@ -74,6 +78,7 @@ class Planner:
 
     def plan(self, number: int, now: float, *, alone: bool) -> Flight | None:
         """Step `number`; None if there is nothing that a worker should do now. `alone`: no other step is in flight."""
+        self._tried_at = now
         draft = self._fill(number, now)
         if alone and draft.empty and draft.preempted:
             # Everything that could run gave way at once, without a copy to make: no step was there to wait for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Literal
+from typing import Literal, Protocol
 
 from policies.admission import Admission, Admit, Decided, HistoryLengths, MaxTokens, Oracle, OutputLengths, Verdict
 from policies.catalog import PolicySet
@@ -18,16 +18,68 @@ from simulator.records import Outcome, Workload
 from simulator.requests import MODEL
 from simulator.worker import SimulatedWorker
 
-__all__ = ["Door", "Knowledge"]
+__all__ = ["AnyDoor", "Door", "DoorMaker", "Knowledge"]
 
-Knowledge = Literal["oracle", "history", "max_tokens"]
+#: Of output lengths: all of them ("clairvoyant": and how long every kind of step really takes), what tenants' past ones
+#: tell, or `max_tokens` alone.
+Knowledge = Literal["oracle", "history", "max_tokens", "clairvoyant"]
 
 REPORT_AFTER_S = 0.01  # a change
 REPORT_EVERY_S = 0.1
 
 
+class AnyDoor(Protocol):
+    """Where requests come in."""
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What never changes, and need not be copied for a fork."""
+        ...
+
+    @property
+    def next_s(self) -> float:
+        """When `due` is to be called; inf: nobody waits."""
+        ...
+
+    @property
+    def deferred(self) -> int:
+        """Requests that wait here."""
+        ...
+
+    def arrive(self, request: Request, now: float) -> Verdict:
+        """Decide on a newcomer. A deferred one is decided by a later `due`."""
+        ...
+
+    def due(self, now: float) -> list[Decided]:
+        """What is decided now of those that were deferred."""
+        ...
+
+    def changed(self, number: int, now: float) -> None:
+        """Somebody came to worker `number`, or ended there."""
+        ...
+
+    def settled(self, outcome: Outcome, now: float) -> None:
+        """An admitted request is over."""
+        ...
+
+
+class DoorMaker(Protocol):
+    """Makes the door of a simulation, as `Door` is made."""
+
+    def __call__(
+        self,
+        policies: PolicySet,
+        workload: Workload,
+        workers: Sequence[SimulatedWorker],
+        *,
+        knowledge: Knowledge,
+        length_noise: float,
+        seed: int,
+    ) -> AnyDoor: ...
+
+
 class Door:
-    """Where requests come in. `knowledge` and `length_noise` as for `Simulation`."""
+    """The real one. `knowledge` and `length_noise` as for `Simulation`."""
 
     def __init__(
         self,
@@ -41,24 +93,23 @@ class Door:
     ) -> None:
         self._workers = workers
         self._tenants = workload.tenants
-        #: Never changes, and is shared by forks.
-        self.true_outputs: dict[str, int] = {}
+        self._true_outputs: dict[str, int] = {}
         self._admission: Admission | None = None
-        self.next_s = inf  # when `due` is to be called
+        self._next_s = inf
         self._report_s = [-inf] * len(workers)  # when the next report of each worker would come
+        self.lengths: OutputLengths = HistoryLengths() if knowledge == "history" else MaxTokens()
         if policies.admission.kind == "none":
             return
-        if knowledge == "oracle":
-            self.true_outputs = {a.id: min(a.output_tokens, a.max_tokens) for a in workload.arrivals}
-        lengths: OutputLengths = HistoryLengths() if knowledge == "history" else MaxTokens()
-        if knowledge == "oracle":
-            lengths = Oracle(self.true_outputs, sigma=length_noise, seed=seed)
+        if knowledge in ("oracle", "clairvoyant"):
+            self._true_outputs = {a.id: min(a.output_tokens, a.max_tokens) for a in workload.arrivals}
+            sigma = length_noise if knowledge == "oracle" else 0.0
+            self.lengths = Oracle(self._true_outputs, sigma=sigma, seed=seed)
         paces = [tenant.contract.tpot_ms for tenant in workload.tenants.values() if tenant.contract.tier != "flex"]
         self._tightest_s = min((pace / 1000 for pace in paces if pace is not None), default=None)
         self._admission = Admission(
             policies.admission,
             seed=seed,
-            lengths=lengths,
+            lengths=self.lengths,
             contract_of=self._contract,
             tightest_tpot_s=self._tightest,
         )
@@ -69,6 +120,16 @@ class Door:
 
     def _tightest(self) -> float | None:
         return self._tightest_s
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """See `AnyDoor`."""
+        return (self._true_outputs,)
+
+    @property
+    def next_s(self) -> float:
+        """See `AnyDoor`."""
+        return self._next_s
 
     @property
     def deferred(self) -> int:
@@ -97,8 +158,8 @@ class Door:
         """Somebody came to worker `number`, or ended there."""
         if self._admission is not None and now + REPORT_AFTER_S < self._report_s[number]:
             self._report_s[number] = now + REPORT_AFTER_S
-            if len(self._admission) and now + REPORT_AFTER_S < self.next_s:
-                self.next_s = now + REPORT_AFTER_S
+            if len(self._admission) and now + REPORT_AFTER_S < self._next_s:
+                self._next_s = now + REPORT_AFTER_S
 
     def due(self, now: float) -> list[Decided]:
         """What is decided now of those that were deferred."""
@@ -139,4 +200,4 @@ class Door:
         return True
 
     def _look_ahead(self, admission: Admission) -> None:
-        self.next_s = min(admission.wake_at(), min(self._report_s)) if len(admission) else inf
+        self._next_s = min(admission.wake_at(), min(self._report_s)) if len(admission) else inf

@@ -30,6 +30,7 @@ class Fleet:
         noise: Noise,
         seed: int,
         keep: bool,
+        known: bool = False,
     ) -> None:
         self.workers = [
             SimulatedWorker(
@@ -41,6 +42,7 @@ class Fleet:
                 noise=noise,
                 seed=seed,
                 keep=keep,
+                known=known,
             )
             for number in range(size)
         ]

@@ -45,14 +45,14 @@ class MovingSimulation(Simulation):
         worker.live += 1
         self._fleet.home[request.id] = number
         self._touched.add(number)
-        self._door.changed(number, now)
+        self.door.changed(number, now)
         self._ledger.of(request.id).worker = worker.name
 
     def _part(self, request: str, now: float) -> None:
         """A request leaves its worker, and is on none."""
         number = self._fleet.ended(request)
         self._touched.add(number)
-        self._door.changed(number, now)
+        self.door.changed(number, now)
 
     # For those who derive
 

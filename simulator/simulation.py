@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf, nextafter
 
@@ -20,11 +20,11 @@ from policies.errors import Unservable
 from policies.events import Event
 from policies.vocabulary import Request
 from simulator.device import Noise
-from simulator.door import Door, Knowledge
+from simulator.door import AnyDoor, Door, DoorMaker, Knowledge
 from simulator.errors import LawBroken
 from simulator.fleet import Fleet
 from simulator.ledger import Ledger
-from simulator.records import Arrival, Device, Result, Workload
+from simulator.records import Arrival, Device, Outcome, Result, Workload
 from simulator.requests import BlockNames, make_request
 
 __all__ = ["Knowledge", "Simulation"]
@@ -37,12 +37,14 @@ class Simulation:
     """`workload` on `workers` of a device, under `policies`.
 
     :param load: arrivals come so many times as fast.
-    :param knowledge: what admission knows of output lengths: all, what tenants' past ones tell, or max_tokens alone.
+    :param knowledge: what admission knows of output lengths: all, what tenants' past ones tell, or max_tokens alone. If
+        it is clairvoyant, it knows all, and the schedulers know the step times of the device.
     :param step_noise: sigma of a lognormal factor on the time of each step.
     :param stragglers: share of the steps that take 5 times as long.
     :param length_noise: sigma of a lognormal factor on the lengths that an oracle tells.
     :param keep_steps: keep a record of every step.
     :param skip: advance many equal steps at once; the result is the same to the bit.
+    :param door: who decides on arrivals, if not the admission of `policies`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Simulation:
         length_noise: float = 0.0,
         keep_steps: bool = False,
         skip: bool = True,
+        door: DoorMaker = Door,
     ) -> None:
         self._workload, self._device, self._policies = workload, device, policies
         self._seed, self._load, self._skip = seed, load, skip
@@ -76,9 +79,10 @@ class Simulation:
             noise=Noise(step_noise, stragglers),
             seed=seed,
             keep=keep_steps,
+            known=knowledge == "clairvoyant",
         )
         self._ledger = Ledger()
-        self._door = Door(
+        self.door: AnyDoor = door(
             policies,
             workload,
             self._fleet.workers,
@@ -122,20 +126,37 @@ class Simulation:
     def fork(self) -> Simulation:
         """An independent simulation that goes on from here, to the same end."""
         shared: tuple[object, ...] = (self._workload, self._device, self._policies, self._true, self._arrivals)
-        shared += (self._workload.tenants, self._door.true_outputs)
+        shared += (self._workload.tenants, *self.door.shared)
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
+
+    def come_again(self, request: str) -> None:
+        """That request, which is over, comes once more, now, before all that are yet to come: the next outcome."""
+        at_s = self.now * self._load
+        while at_s / self._load < self.now:
+            at_s = nextafter(at_s, inf)
+        arrivals, first = self._arrivals, self._next
+        self._arrivals = [*arrivals[:first], replace(self._true[request], at_s=at_s), *arrivals[first:]]
+
+    def is_live(self, request: str) -> bool:
+        """Whether it has come and is not over."""
+        return request in self._ledger.live
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """In order of arrival, as far as it has come. Not a copy: those that are not over change."""
+        return self._ledger.outcomes
 
     def _upcoming(self) -> float:
         """The instant of the next event; inf: there is none."""
         arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
-        door = self._door.next_s
+        door = self.door.next_s
         if door < arrival:
             arrival = max(door, self.now)
         return min(arrival, self._events[0][0]) if self._events else arrival
 
     def _quiet_until(self) -> float:
         """Before that instant a worker that has planned may run ahead of the others: nothing comes to it."""
-        if self._door.deferred or len(self._fleet.workers) == 1:
+        if self.door.deferred or len(self._fleet.workers) == 1:
             return min(self._upcoming(), self._horizon)
         arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
         return min(arrival, self._horizon)
@@ -152,8 +173,8 @@ class Simulation:
             touched.add(number)
             if kind == _STEP:
                 self._step_done(number, now)
-        if self._door.next_s <= now:
-            for decided in self._door.due(now):
+        if self.door.next_s <= now:
+            for decided in self.door.due(now):
                 worker = self._decided(decided.request, decided.verdict, now)
                 if worker is not None:
                     touched.add(worker)
@@ -181,14 +202,14 @@ class Simulation:
             return
         self._fleet.heard(events)
         for end in self._ledger.take(events):
-            self._door.changed(self._fleet.ended(end.request), now)
-            self._door.settled(end.outcome, now)
+            self.door.changed(self._fleet.ended(end.request), now)
+            self.door.settled(end.outcome, now)
 
     def _arrived(self, arrival: Arrival, now: float) -> int | None:
         """A request comes. The worker that it is given to, if any."""
         request = make_request(arrival, self._workload.tenants[arrival.tenant])
         self._ledger.arrived(arrival, request, now)
-        verdict = self._door.arrive(request, now)
+        verdict = self.door.arrive(request, now)
         return None if isinstance(verdict, Defer) else self._decided(request, verdict, now)
 
     def _decided(self, request: Request, verdict: Admit | Refuse, now: float) -> int | None:
@@ -200,19 +221,19 @@ class Simulation:
             outcome.decision, outcome.reason = "refused", verdict.reason.value
             outcome.retry_after_s = verdict.retry_after_s
             return None
-        terms = (verdict.tier, verdict.ttft_s, verdict.tpot_s, verdict.worker)
-        if terms != (request.tier, request.ttft_s, request.tpot_s, request.worker):
-            tier, ttft_s, tpot_s, chosen = terms
-            request = replace(request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s, worker=chosen)
+        terms = (verdict.tier, verdict.ttft_s, verdict.tpot_s, verdict.worker, verdict.outputs)
+        if terms != (request.tier, request.ttft_s, request.tpot_s, request.worker, request.expected_outputs):
+            tier, ttft_s, tpot_s, chosen, outputs = terms
+            request = replace(request, tier=tier, ttft_s=ttft_s, tpot_s=tpot_s, worker=chosen, expected_outputs=outputs)
         number = self._fleet.place(request)
         try:
             self._fleet.submit(request, number, now)
         except Unservable:
             self._ledger.over(request.id)
             outcome.decision, outcome.reason = "refused", "unservable"
-            self._door.settled(outcome, now)
+            self.door.settled(outcome, now)
             return None
-        self._door.changed(number, now)
+        self.door.changed(number, now)
         outcome.decision = "relegated" if verdict.relegated else "admitted"
         outcome.worker = self._fleet.workers[number].name
         return number

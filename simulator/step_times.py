@@ -7,7 +7,7 @@ changes nothing. The same sample says how well the model predicts.
 
 from __future__ import annotations
 
-from policies.step_time import Features, Ratios, StepTimeModel
+from policies.step_time import Features, Ratios, StepTimeModel, step_time
 from policies.vocabulary import StepTimeCoefficients
 
 __all__ = ["DECODE_EVERY", "PROMPT_EVERY", "SampledStepTime"]
@@ -16,13 +16,34 @@ DECODE_EVERY = 16
 PROMPT_EVERY = 4
 
 
+class _Known:
+    """The device's own coefficients: nothing to learn, and nothing in doubt."""
+
+    __slots__ = ("coefficients",)
+
+    def __init__(self, coefficients: StepTimeCoefficients) -> None:
+        self.coefficients = coefficients
+
+    def predict(self, tokens: float, attended: float, context: float, rows: float) -> float:
+        return step_time(self.coefficients, tokens, attended, context, rows)
+
+    def ratios(self, tokens: float | None = None) -> Ratios:
+        return Ratios(1.0, 1.0, 1.0)
+
+    def observe(self, features: Features, actual_s: float) -> None:
+        pass
+
+
 class SampledStepTime:
-    """A `StepTime`. `covered` of the `judged` steps took no longer than the P90 that was predicted of them."""
+    """A `StepTime`. `covered` of the `judged` steps took no longer than the P90 that was predicted of them.
+
+    :param known: `seed` is what the device really does, noise apart, and is never learned anew.
+    """
 
     __slots__ = ("_decodes", "_model", "_prompts", "covered", "error", "judged")
 
-    def __init__(self, seed: StepTimeCoefficients) -> None:
-        self._model = StepTimeModel(seed)
+    def __init__(self, seed: StepTimeCoefficients, *, known: bool = False) -> None:
+        self._model: StepTimeModel | _Known = _Known(seed) if known else StepTimeModel(seed)
         self._decodes = DECODE_EVERY
         self._prompts = PROMPT_EVERY
         self.judged = 0

@@ -24,7 +24,8 @@ _LEAST_SKIP = 2
 
 
 class SimulatedWorker:
-    """`arrivals` by request id. `keep`: the record of every step, in `kept`; then none is skipped."""
+    """`arrivals` by request id. `keep`: the record of every step, in `kept`; then none is skipped. `known`: its
+    scheduler knows how long steps take, instead of learning it."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class SimulatedWorker:
         noise: Noise,
         seed: int,
         keep: bool,
+        known: bool = False,
     ) -> None:
         spec = WorkerSpec(
             MODEL,
@@ -51,7 +53,7 @@ class SimulatedWorker:
             device.step_time,
         )
         self.name = name
-        self.step_time = SampledStepTime(device.step_time)
+        self.step_time = SampledStepTime(device.step_time, known=known)
         self.scheduler = Scheduler(spec, config=config, step_time=self.step_time, names=names)
         self.device = SimulatedDevice(device, arrivals, noise=noise, random=Random(f"{seed} {name}"))
         self.steps = 0

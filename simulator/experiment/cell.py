@@ -11,6 +11,7 @@ import msgspec
 
 from policies.catalog import DEFAULT, PolicySet
 from simulator.devices import load_device, scaled_kv
+from simulator.door import Door, DoorMaker
 from simulator.kinds import make_simulation
 from simulator.overrides import changed_policies, label
 from simulator.records import Device, Workload
@@ -67,7 +68,9 @@ def workload_of(cell: Cell) -> Workload:
     return window(whole, cell.from_s, cell.until_s) if cell.from_s or cell.until_s is not None else whole
 
 
-def simulation_of(cell: Cell, *, workload: Workload | None = None, keep_steps: bool = False) -> Simulation:
+def simulation_of(
+    cell: Cell, *, workload: Workload | None = None, keep_steps: bool = False, door: DoorMaker = Door
+) -> Simulation:
     """The simulation of a cell. `workload`: what `workload_of` gave, where it is at hand.
 
     :raises SimulatorError: if a name or a file in it is wrong.
@@ -84,6 +87,7 @@ def simulation_of(cell: Cell, *, workload: Workload | None = None, keep_steps: b
         stragglers=cell.stragglers,
         length_noise=cell.length_noise,
         keep_steps=keep_steps,
+        door=door,
     )
 
 

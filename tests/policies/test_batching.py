@@ -115,6 +115,20 @@ def test_a_partial_batch_starts_when_its_oldest_has_waited() -> None:
     assert core.wake_at(at) == inf
 
 
+def test_a_time_that_has_come_is_not_waited_for() -> None:
+    """A batch whose timeout has passed and that lacks blocks, held for what is on its way, waits for these alone:
+    whoever sleeps until `wake_at` would otherwise wake again and again."""
+    core = Scheduler(worker_spec(blocks=4), config=config_of("dynamic", batch_timeout_s=0.5), step_time=FixedStepTime())
+    assert core.expect(make_request("coming", [1] * 40, 5), 0.0, tokens=40)
+    core.submit(make_request("a", [1] * 40, 5), 1.0)
+    assert core.plan(1.0) is None
+    assert core.wake_at(1.0) == core.wake_at(1.2) == 1.5
+    assert core.plan(1.5) is None
+    assert core.wake_at(1.5) == core.wake_at(2.0) == inf
+    core.abandon("coming")
+    assert core.plan(2.0) is not None
+
+
 def test_prompts_of_a_batch_that_exceed_a_step_follow_in_the_next() -> None:
     """A static batch stays open for its own members alone until all of them have begun."""
     h = Harness(worker_spec(tokens_per_step=64), config_of("static", batch_size=3, steps_in_flight=1))

@@ -9,7 +9,7 @@ bound is that of its guard: without the guard the same flood does starve, which 
 | priority | nobody who came `aging_s` times its class later starts before |
 | vtc | each other tenant that waits starts at most once before; tenants without end are outside of its bound |
 | mlfq | after `starvation_s` and an eighth, only those that are in the highest level then go before |
-| contract, edf, least-slack, lpm, vtc-edf | from `patience_s` on, `patience_share` starts each for it and who waits longer |
+| contract, edf, least-slack, lpm, vtc-edf | `patience_share` starts from `patience_s` on, for each as old or older |
 
 A prompt that has begun goes on: whatever comes, in every `patience_share`-th step once it has waited for `patience_s`.
 """
