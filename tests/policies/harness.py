@@ -280,7 +280,8 @@ class Harness:
         owners: dict[int, tuple[str, int]] = {}
         for slot in step.drop:
             owner, blocks, _ = self._tables.pop(slot)
-            self._left[owner[0]] = (owner, blocks)
+            if owner[0] not in self._left or self._left[owner[0]][0][1] < owner[1]:
+                self._left[owner[0]] = (owner, blocks)  # else it went, and came back with its KV before this step
         for owner, blocks in (*self._left.values(), *((owner, blocks) for owner, blocks, _ in self._tables.values())):
             owners |= dict.fromkeys(blocks, owner)
         for block, saved in step.swap_out:
