@@ -1,9 +1,10 @@
 """A pool of KV blocks: reference counts, an O(1) free list, and fences.
 
-The free list is a queue. Blocks that an index still knows wait at its tail, least recently freed first, and are
-forgotten only when they are handed out again: eviction is lazy, and a free pool is a cache. One in its middle that a
-request shares again stays there as a dead entry, which is dropped when met: so that what a request takes or gives, some
-hundred blocks, moves in bulk.
+What is free is handed out in this order: blocks whose content nobody knows, those freed last first; those that were
+never used; then those that an index still knows, least recently freed first. The last are forgotten only when they are
+handed out again: eviction is lazy, and a free pool is a cache. One in the middle of this queue that a request shares
+again leaves a dead entry, which is dropped when met: so that what a request takes or gives, some hundred blocks, moves
+in bulk. What was never used takes no memory: a simulation has a thousand workers.
 
 A fence is the number of the last step that touches a block. Until that step is acknowledged the block is *parked*:
 nobody holds it, so it counts as free for whoever asks how full the pool is, but it is not handed out.
@@ -40,10 +41,11 @@ class BlockPool:
 
     __slots__ = (
         "_dead",
+        "_known",
         "_on_reuse",
         "_parked",
-        "_queue",
         "_shared_again",
+        "_unknown",
         "acknowledged",
         "fenced",
         "free",
@@ -54,18 +56,17 @@ class BlockPool:
 
     def __init__(self, size: int, *, on_reuse: Callable[[list[int]], None] = _nothing) -> None:
         self.size = size
-        self.refs = [0] * size
-        self.kept = bytearray(size)  # 1: an index knows the content
-        self.free = size  # blocks in the free list
+        self.refs: list[int] = []  # of the blocks that were used ever: the first ones
+        self.kept = bytearray()  # of these; 1: an index knows the content
+        self.free = size  # blocks that can be handed out
         self.fenced = 0  # blocks parked behind a step
         self.acknowledged = 0
         self._on_reuse = on_reuse
         self._parked: dict[int, list[int]] = {}
         self._shared_again = False  # some of the parked may not be parked any more, or be listed twice
-        self._queue = deque(range(size))
-        # Of each block, how many of its entries are dead: always the first ones. A block whose content is not kept is
-        # put at the head, but only once it was handed out, which took all entries before its own.
-        self._dead: dict[int, int] = {}
+        self._unknown: list[int] = []  # free, and not kept; the last goes first
+        self._known: deque[int] = deque()  # free and kept, with dead entries
+        self._dead: dict[int, int] = {}  # of each block in that queue, how many of its entries are dead: the first ones
 
     def __deepcopy__(self, memo: dict[int, object]) -> BlockPool:
         """Independent, in microseconds where a copy block by block takes tens of milliseconds."""
@@ -95,8 +96,11 @@ class BlockPool:
             raise OutOfBlocks(
                 f"{count} blocks asked for, {self.free} of {self.size} are free ({self.fenced} are fenced)"
             )
-        pop, refs, kept = self._queue.popleft, self.refs, self.kept
-        taken = [pop() for _ in range(count)] if not self._dead else [self._pop() for _ in range(count)]
+        taken: list[int] = []
+        if self._unknown or len(self.refs) < self.size:
+            taken = self._take_unknown(count)
+        pop, refs, kept = self._pop if self._dead else self._known.popleft, self.refs, self.kept
+        taken += [pop() for _ in range(count - len(taken))]
         for block in taken:
             refs[block] = 1
         reused = [block for block in taken if kept[block]]
@@ -114,7 +118,10 @@ class BlockPool:
         """
         if not self.free:
             raise OutOfBlocks(f"a block is asked for, none of {self.size} is free ({self.fenced} are fenced)")
-        block = self._pop() if self._dead else self._queue.popleft()
+        if self._unknown or len(self.refs) < self.size:
+            (block,) = self._take_unknown(1)
+        else:
+            block = self._pop() if self._dead else self._known.popleft()
         self.refs[block] = 1
         if self.kept[block]:
             self.kept[block] = 0
@@ -122,10 +129,22 @@ class BlockPool:
         self.free -= 1
         return block
 
+    def _take_unknown(self, most: int) -> list[int]:
+        """Up to `most` blocks of no known content."""
+        unknown, refs = self._unknown, self.refs
+        taken = unknown[: -most - 1 : -1]
+        del unknown[len(unknown) - len(taken) :]
+        used = len(refs)
+        if (fresh := min(most - len(taken), self.size - used)) > 0:
+            taken += range(used, used + fresh)
+            refs += [0] * fresh
+            self.kept += bytes(fresh)
+        return taken
+
     def _pop(self) -> int:
-        """The first of the queue."""
+        """The first of the queue of the known."""
         dead = self._dead
-        while (block := self._queue.popleft()) in dead:
+        while (block := self._known.popleft()) in dead:
             if dead[block] > 1:
                 dead[block] -= 1
             else:
@@ -135,8 +154,8 @@ class BlockPool:
     def share(self, block: int) -> None:
         """Hold a block once more. If nobody held it, it must be kept by an index: its content is still there."""
         refs = self.refs
-        if refs[block] <= 0:
-            if not self.kept[block]:
+        if block >= len(refs) or refs[block] <= 0:
+            if block >= len(refs) or not self.kept[block]:
                 raise InvariantBroken(f"block {block} is shared, but nobody holds it and no index knows its content")
             if refs[block]:
                 self._shared_again = True
@@ -199,21 +218,23 @@ class BlockPool:
             self.acknowledged = step
 
     def _link(self, blocks: list[int]) -> None:
-        """To the tail, in this order, what may be asked for again; the rest to the head, the last of it first."""
-        kept, queue = self.kept, self._queue
+        """These are free. What may be asked for again is the last to be handed out, in this order."""
+        kept = self.kept
         known = [block for block in blocks if kept[block]]
-        queue.extend(known)
+        self._known.extend(known)
         if len(known) < len(blocks):
-            queue.extendleft([block for block in blocks if not kept[block]])
+            self._unknown.extend([block for block in blocks if not kept[block]])
         self.free += len(blocks)
-        if len(queue) > 2 * self.size:
-            self._queue = deque(self._alive())
+        if len(self._known) > 2 * self.size:
+            self._known = deque(self._alive())
             self._dead = {}
 
     def _alive(self) -> list[int]:
-        """The free blocks in order."""
+        """The known free blocks in order."""
+        if not self._dead:
+            return list(self._known)
         dead, alive = self._dead.copy(), []
-        for block in self._queue:
+        for block in self._known:
             if dead.get(block):
                 dead[block] -= 1
             else:
@@ -222,14 +243,18 @@ class BlockPool:
 
     def check(self) -> None:
         """:raises InvariantBroken: if a block is lost, listed twice, or both free and held."""
-        listed = self._alive()
+        refs, known = self.refs, self._alive()
+        listed = known + self._unknown
         for block in listed:
-            if self.refs[block]:
-                raise InvariantBroken(f"block {block} is in the free list: refs {self.refs[block]}")
-        seen = len(set(listed))
-        fenced = sum(1 for count in self.refs if count < 0)
-        held = sum(1 for count in self.refs if count > 0)
-        if (seen, len(listed), fenced, seen + fenced + held) != (self.free, self.free, self.fenced, self.size):
+            if refs[block]:
+                raise InvariantBroken(f"block {block} is in the free list: refs {refs[block]}")
+        if not all(self.kept[block] for block in known) or any(self.kept[block] for block in self._unknown):
+            raise InvariantBroken("a free block is listed among the known, and is not, or the other way round")
+        unused = self.size - len(refs)
+        seen = len(set(listed)) + unused
+        fenced = sum(1 for count in refs if count < 0)
+        held = sum(1 for count in refs if count > 0)
+        if (seen, len(listed) + unused, fenced, seen + fenced + held) != (self.free, self.free, self.fenced, self.size):
             raise InvariantBroken(
                 f"{seen} blocks are listed free and {fenced} parked, counted {self.free} and {self.fenced}; "
                 f"{held} of {self.size} are held"

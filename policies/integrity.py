@@ -38,9 +38,11 @@ def _check_holders(kv: KvMemory, live: list[Row]) -> None:
         ("device", kv.device, Counter([*kv.transit.all_blocks(), *(block for row in live for block in row.blocks)])),
         ("host", kv.host, Counter(block for row in live for block in row.host_blocks.values())),
     ):
-        for block, refs in enumerate(pool.refs):
-            holders = max(0, refs)  # below 0: parked
-            _require(holders == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it")
+        counted = {block: refs for block, refs in enumerate(pool.refs) if refs > 0}  # below 0: parked
+        for block in counted.keys() ^ held.keys() if counted != held else ():
+            _require(False, f"{name} block {block} counts {counted.get(block, 0)} holders, {held[block]} rows hold it")
+        for block, refs in counted.items() if counted != held else ():
+            _require(refs == held[block], f"{name} block {block} counts {refs} holders, {held[block]} rows hold it")
     coming = len(kv.transit.all_blocks())
     _require(kv.transit.held == coming, f"{kv.transit.held} blocks are counted in transit, {coming} are")
     keepers = {row for row in live if row.place is Place.waiting and row.blocks}

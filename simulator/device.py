@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from copy import deepcopy
+from math import inf
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from policies.vocabulary import Finish, Step, StepDone
 from simulator.records import Arrival, Device
 
-__all__ = ["STRAGGLER", "Launched", "Noise", "SimulatedDevice"]
+__all__ = ["STRAGGLER", "Foreseen", "Launched", "Noise", "SimulatedDevice"]
 
 
 #: How much longer a straggling step takes.
@@ -46,6 +47,26 @@ class Launched(NamedTuple):
     done: StepDone
     begun_s: float
     due_s: float
+
+
+class Foreseen:
+    """Results that come unless something else does, with those of the steps on the device first. Of `most` a result can
+    be taken; `taken` are."""
+
+    __slots__ = ("dues", "durations_s", "most", "slots", "state", "taken")
+
+    def __init__(
+        self, slots: list[int], dues: list[float], durations_s: list[float], most: int, state: tuple[Any, ...] | None
+    ) -> None:
+        self.slots, self.dues, self.durations_s, self.most = slots, dues, durations_s, most
+        self.state = state  # of the random numbers before
+        self.taken = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Foreseen:
+        """The figures never change."""
+        other = memo[id(self)] = Foreseen(self.slots, self.dues, self.durations_s, self.most, self.state)
+        other.taken = self.taken
+        return other
 
 
 class SimulatedDevice:
@@ -109,32 +130,48 @@ class SimulatedDevice:
         position, end = self.position, self.end
         return min([end[slot] - position[slot] for slot in slots]) + in_flight - 1
 
-    def decode(self, slots: list[int], numbers: range, until_s: float) -> list[float]:
-        """Take the oldest result and launch another step of the same rows, for the numbers given, as long as that
-        result is there before `until_s`. Returns how long the steps took whose results were taken."""
+    def foresee(self, slots: list[int], most: int, until_s: float = inf) -> Foreseen:
+        """How `most` results come, the oldest first, with another step of the same rows launched after each; only those
+        that are there before `until_s`. Nothing changes but the random numbers, until `take` and `forget`."""
         launched, rows, noise = self.launched, len(slots), self.noise
         dense = max(self._floor, self._base + self._per_token * rows)
         per_context, of_rows = self._per_context, self._per_row * rows
         context, busy_until = sum([self.position[slot] for slot in slots]), self.busy_until_s
-        due = deque((step.due_s, step.done.duration_s) for step in launched)
-        taken: list[float] = []
-        for _ in numbers:
-            due_s, took_s = due[0]
-            if due_s >= until_s:
+        dues = [step.due_s for step in launched]
+        durations_s = [step.done.duration_s for step in launched]
+        state = self.random.getstate() if noise else None
+        for number in range(most):
+            if dues[number] >= until_s:
+                most = number
                 break
-            due.popleft()
-            taken.append(took_s)
             context += rows
             seconds = dense + (per_context * context + of_rows)
             if noise:
                 seconds *= noise.factor(self.random)
             busy_until += seconds
-            due.append((busy_until, seconds))
+            dues.append(busy_until)
+            durations_s.append(seconds)
+        return Foreseen(slots, dues, durations_s, most, state)
+
+    def take(self, foreseen: Foreseen, count: int, following: int) -> list[float]:
+        """The next `count` results of these come, and as many steps are launched, from number `following` on. Returns
+        how long the steps took whose results came."""
+        slots, begin, position = foreseen.slots, foreseen.taken, self.position
+        foreseen.taken = end = begin + count
         for slot in slots:
-            self.position[slot] += len(taken)
-        self._relaunch(slots, numbers.start + len(taken), due)
-        self.busy_until_s = busy_until
-        return taken
+            position[slot] += count
+        ahead = slice(end, end + len(self.launched))
+        due = deque(zip(foreseen.dues[ahead], foreseen.durations_s[ahead], strict=True))
+        self._relaunch(slots, following + count, due)
+        self.busy_until_s = due[-1][0]
+        return foreseen.durations_s[begin:end]
+
+    def forget(self, foreseen: Foreseen) -> None:
+        """The rest of it does not come."""
+        if foreseen.state is not None and foreseen.taken < foreseen.most:
+            self.random.setstate(foreseen.state)
+            for _ in range(foreseen.taken):
+                self.noise.factor(self.random)
 
     def _relaunch(self, slots: list[int], following: int, due: deque[tuple[float, float]]) -> None:
         """The steps before number `following` are those on the device; the results of some may be known already."""

@@ -32,6 +32,8 @@ class Fleet:
         keep: bool,
         known: bool = False,
     ) -> None:
+        self.now = 0.0  # kept by whoever runs them
+        self.roused: set[int] = set()  # workers that are to plan at this instant
         self.workers = [
             SimulatedWorker(
                 f"w{number}",
@@ -43,6 +45,8 @@ class Fleet:
                 seed=seed,
                 keep=keep,
                 known=known,
+                number=number,
+                roused=self.roused,
             )
             for number in range(size)
         ]
@@ -56,7 +60,9 @@ class Fleet:
                 self.placer.join(worker.name, worker.scheduler.spec)
 
     def _used_blocks(self, worker: str) -> int:
-        return self.workers[self._numbers[worker]].scheduler.census().used_blocks
+        looked_at = self.workers[self._numbers[worker]]
+        looked_at.catch_up(self.now)
+        return looked_at.scheduler.census().used_blocks
 
     def place(self, request: Request) -> int:
         """The number of the worker for a request: the one that admission chose, or that of the placement."""

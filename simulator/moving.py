@@ -107,7 +107,7 @@ class MovingSimulation(Simulation):
             if self._skip:
                 worker.skip(min([self._upcoming(), self._horizon, *dues.values()]))
             if worker.due_s is not None:
-                worker.awaited = True
+                worker.awaited, worker.awaited_s = True, worker.due_s
                 heappush(self._events, (worker.due_s, _STEP, number))
 
     # Results

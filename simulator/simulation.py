@@ -92,7 +92,7 @@ class Simulation:
         )
         self._wall_s = 0.0
         self._last_s = 0.0  # something happened
-        self._horizon = inf  # nothing is looked at before
+        self._horizon = inf  # nothing is looked at before: for those who derive
         self.now = 0.0
 
     # Running
@@ -117,7 +117,7 @@ class Simulation:
         begun = time.perf_counter()
         self._horizon = nextafter(instant_s, inf)
         while (instant := self._upcoming()) <= instant_s and instant < inf:
-            self.now = self._last_s = instant
+            self.now = self._last_s = self._fleet.now = instant
             self._happen(instant)
         if instant_s < inf:
             self.now = max(self.now, instant_s)
@@ -152,14 +152,17 @@ class Simulation:
         door = self.door.next_s
         if door < arrival:
             arrival = max(door, self.now)
-        return min(arrival, self._events[0][0]) if self._events else arrival
+        events = self._events
+        while events and self._is_off(*events[0]):
+            heappop(events)
+        return min(arrival, events[0][0]) if events else arrival
 
-    def _quiet_until(self) -> float:
-        """Before that instant a worker that has planned may run ahead of the others: nothing comes to it."""
-        if self.door.deferred or len(self._fleet.workers) == 1:
-            return min(self._upcoming(), self._horizon)
-        arrival = self._at(self._next) if self._next < len(self._arrivals) else inf
-        return min(arrival, self._horizon)
+    def _is_off(self, instant_s: float, kind: int, number: int) -> bool:
+        """Whether a worker that was to wake then was roused before."""
+        if kind != _STEP:
+            return False
+        worker = self._fleet.workers[number]
+        return not worker.awaited or worker.awaited_s != instant_s
 
     def _at(self, number: int) -> float:
         return self._arrivals[number].at_s / self._load
@@ -167,9 +170,11 @@ class Simulation:
     # Events
 
     def _happen(self, now: float) -> None:
-        events, touched = self._events, set()
+        events, touched = self._events, self._fleet.roused
         while events and events[0][0] == now:
-            _, kind, number = heappop(events)
+            _, kind, number = event = heappop(events)
+            if self._is_off(*event):
+                continue
             touched.add(number)
             if kind == _STEP:
                 self._step_done(number, now)
@@ -185,8 +190,9 @@ class Simulation:
             worker = self._arrived(arrival, now)
             if worker is not None:
                 touched.add(worker)
-        for number in touched if len(touched) < 2 else sorted(touched):
+        for number in sorted(touched):
             self._pump(number, now)
+        touched.clear()
 
     def _step_done(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
@@ -241,12 +247,15 @@ class Simulation:
     def _pump(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
         self._told(worker.pump(now), now)
-        if self._skip and not worker.awaited:
-            worker.skip(self._quiet_until())
-        if not worker.awaited and (due := worker.due_s) is not None:
-            worker.awaited = True
+        if worker.awaited:
+            return
+        due = worker.doze() if self._skip else None
+        if due is None:
+            due = worker.due_s
+        if due is not None:
+            worker.awaited, worker.awaited_s = True, due
             heappush(self._events, (due, _STEP, number))
-        elif not worker.awaited and (wake := worker.scheduler.wake_at(now)) < inf:
+        elif (wake := worker.scheduler.wake_at(now)) < inf:
             heappush(self._events, (max(wake, nextafter(now, inf)), _WAKE, number))
 
     # Results
@@ -254,6 +263,8 @@ class Simulation:
     def result(self) -> Result:
         """As far as it has come."""
         workers, ledger = self._fleet.workers, self._ledger
+        for worker in workers:
+            worker.catch_up(nextafter(self.now, inf))
         judged = sum(worker.step_time.judged for worker in workers)
         return Result(
             workload=self._workload.name,

@@ -12,7 +12,7 @@ from policies.vocabulary import StepTimeCoefficients
 
 __all__ = ["DECODE_EVERY", "PROMPT_EVERY", "SampledStepTime"]
 
-DECODE_EVERY = 16
+DECODE_EVERY = 64
 PROMPT_EVERY = 4
 
 

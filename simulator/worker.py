@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from copy import deepcopy
+from math import inf
 from random import Random
 
 from policies.config import SchedulerConfig
@@ -12,7 +14,7 @@ from policies.kv import NameBlocks
 from policies.rows import Flight
 from policies.scheduler import Scheduler
 from policies.vocabulary import Request, Step, WorkerLoad, WorkerSpec
-from simulator.device import Noise, SimulatedDevice
+from simulator.device import Foreseen, Noise, SimulatedDevice
 from simulator.records import Arrival, Device, StepRecord
 from simulator.requests import MODEL
 from simulator.step_times import SampledStepTime
@@ -25,7 +27,12 @@ _LEAST_SKIP = 2
 
 class SimulatedWorker:
     """`arrivals` by request id. `keep`: the record of every step, in `kept`; then none is skipped. `known`: its
-    scheduler knows how long steps take, instead of learning it."""
+    scheduler knows how long steps take, instead of learning it.
+
+    While every step only gives each row a token, a worker may be asleep (`doze`): its steps are gone through when the
+    next thing happens to it, or somebody looks. So what it costs does not depend on what happens to other workers.
+    `number` is its own; it is added to `roused` if a look makes it plan at that instant.
+    """
 
     def __init__(
         self,
@@ -39,6 +46,8 @@ class SimulatedWorker:
         seed: int,
         keep: bool,
         known: bool = False,
+        number: int = 0,
+        roused: set[int] | None = None,
     ) -> None:
         spec = WorkerSpec(
             MODEL,
@@ -61,7 +70,11 @@ class SimulatedWorker:
         self.computed_tokens = 0
         self.swapped_blocks = 0
         self.live = 0  # requests
-        self.awaited = False  # its oldest step is among the events
+        self.awaited = False  # its oldest step is among the events, or the first after which it is not asleep ...
+        self.awaited_s = inf  # ... for this instant
+        self._asleep: Foreseen | None = None
+        self._number = number
+        self._roused: set[int] = set() if roused is None else roused
         self._paused: dict[str, float] = {}  # preempted request → instant of its last output, or of the preemption
         self._gaps: list[tuple[str, float]] = []
         self._queue: list[StepRecord] | None = [] if keep else None
@@ -85,15 +98,22 @@ class SimulatedWorker:
 
         :raises Unservable: this worker could never serve it.
         """
+        self._rouse(now)
         self.scheduler.submit(request, now)
         self.live += 1
 
     def load(self, now: float) -> WorkerLoad:
         """As its scheduler reports it."""
+        if self._asleep is not None:
+            self.catch_up(now)
+            if self.due_s == now:
+                self._rouse(now)
+                self._roused.add(self._number)
         return self.scheduler.load(now, self.name)
 
     def complete(self, now: float) -> list[Event]:
         """Take the result of the oldest step, whose time has come."""
+        self._wake_up(now)
         done = self.device.launched.popleft().done
         self.busy_s += done.duration_s
         if self._queue is not None:
@@ -134,24 +154,59 @@ class SimulatedWorker:
                 self._paused[event.request] = event.at
         return events
 
+    def doze(self) -> float | None:
+        """Sleep as long as steps only give each row a token: until the instant of the first result after those; None:
+        there are hardly any."""
+        self._asleep = self._foresee(inf)
+        return None if self._asleep is None else self._asleep.dues[self._asleep.most]
+
     def skip(self, until_s: float) -> None:
         """Take results and launch steps, before that instant, as long as nothing else happens here."""
+        self._asleep = self._foresee(until_s)
+        self._wake_up(until_s)
+
+    def _foresee(self, until_s: float) -> Foreseen | None:
         ahead = self.scheduler.steps_ahead() if self._queue is None else 0
         if not ahead:
-            return
-        flight, device = self.scheduler.newest, self.device
-        slots, number = flight.step.slots, flight.step.number
+            return None
+        slots, device = self.scheduler.newest.step.slots, self.device
         ahead = min(ahead, device.decodes_ahead(slots, self.scheduler.in_flight))
         if ahead < _LEAST_SKIP or device.launched[min(_LEAST_SKIP, len(device.launched)) - 1].due_s >= until_s:
+            return None
+        return device.foresee(slots, ahead, until_s)
+
+    def catch_up(self, now: float) -> None:
+        """If it is asleep: all that happens before that instant."""
+        foreseen = self._asleep
+        if foreseen is None:
             return
-        context = flight.context - (self.scheduler.in_flight - 1) * len(slots)
-        durations_s = device.decode(slots, range(number + 1, number + 1 + ahead), until_s)
-        self.scheduler.skip(len(durations_s))
-        self.step_time.observe_decodes(context, len(slots), durations_s)
+        count = bisect_left(foreseen.dues, now, foreseen.taken, foreseen.most) - foreseen.taken
+        if not count:
+            return
+        flight, rows = self.scheduler.newest, len(foreseen.slots)
+        context = flight.context - (self.scheduler.in_flight - 1) * rows
+        durations_s = self.device.take(foreseen, count, flight.step.number + 1)
+        self.scheduler.skip(count)
+        self.step_time.observe_decodes(context, rows, durations_s)
         for seconds in durations_s:
             self.busy_s += seconds
-        self.steps += len(durations_s)
-        self.computed_tokens += len(durations_s) * len(slots)
+        self.steps += count
+        self.computed_tokens += count * rows
+
+    def _wake_up(self, now: float) -> None:
+        """Not asleep from now on."""
+        if self._asleep is not None:
+            self.catch_up(now)
+            self.device.forget(self._asleep)
+            self._asleep = None
+
+    def _rouse(self, now: float) -> None:
+        """Something else comes at this instant: what it waited for does not."""
+        if self._asleep is not None:
+            self._wake_up(now)
+            self.awaited = False
+            if self.due_s == now:
+                self.complete(now)  # tells nothing, since no row ends
 
     def _launch(self, step: Step, now: float) -> None:
         launched = self.device.launch(step, now)

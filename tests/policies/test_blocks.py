@@ -113,7 +113,7 @@ def test_blocks_are_conserved(data: st.DataObject) -> None:
                 step = max(step, pool.acknowledged + data.draw(st.integers(0, 2)))
                 pool.release([held.pop(data.draw(st.integers(0, len(held) - 1)))], fence=step)
             case 2:
-                known = [b for b in range(pool.size) if pool.kept[b]]
+                known = [block for block, kept in enumerate(pool.kept) if kept]
                 if known:
                     block = data.draw(st.sampled_from(known))
                     pool.share(block)
