@@ -54,7 +54,9 @@ def command(grid: str, out: str, jobs: int, plot: bool, anchor: bool, as_json: b
       [anchor]                  # loads are multiples of the capacity under
       policy = "chunked"
     Further keys of [grid]: tenants, workers, knowledge, step_noise, stragglers, length_noise, kv_scale, slo_scale,
-    from_s, until_s: a value or a list.
+    from_s, until_s: a value or a list. counterfactual = N judges N refusals and N admissions of each run by forks
+    (columns false_refusals, false_admissions and more). A policy { policy = "headgate", knowledge = "clairvoyant" } is
+    what the attainments of the others are measured against (of_clairvoyant).
     """
     with readable():
         wanted = load_grid(grid)

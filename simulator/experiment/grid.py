@@ -8,7 +8,8 @@ loads = [0.5, 1.0, 1.5, 3.0]
 policies = ["headgate", "chunked", { policy = "headgate", preemption = "swap" }]
 seeds = [0, 1, 2, 3, 4]
 # and, one value or a list: tenants, devices, workers, knowledge, step_noise, stragglers, length_noise, kv_scale,
-# slo_scale, from_s, until_s
+# slo_scale, from_s, until_s; and counterfactual: so many refusals, and as many admissions, are judged in each run
+# { policy = "headgate", knowledge = "clairvoyant" } among the policies is what the others are measured against
 
 [anchor]                        # optional: loads are multiples of the capacity under this policy,
 policy = "chunked"              # the largest load at which it keeps
@@ -67,6 +68,7 @@ _LISTS = {
     "step_noise": "step_noise",
     "stragglers": "stragglers",
     "length_noise": "length_noise",
+    "counterfactual": "counterfactual",
     "seeds": "seed",
     "loads": "load",
     "policies": "policy",
