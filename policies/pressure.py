@@ -108,7 +108,9 @@ class Pressure:
             return
         quantum, off_s = self._config.min_run_steps, self._costs.next_end_s()
         candidates = [
-            other for other in (*running.decoding, *running.prefilling) if draft.number - other.started >= quantum
+            other
+            for other in (*running.decoding, *running.prefilling)
+            if draft.number - other.started >= quantum and (self._config.preempt_promised or not _promised(other))
         ]
         hybrid, missing = self._hybrid, max(0, blocks)
         victims = choose_set(
@@ -300,3 +302,8 @@ class Pressure:
 
     def _draining_blocks(self) -> int:
         return sum(self._kv.freed_by(row) for row in self._running.draining)
+
+
+def _promised(row: Row) -> bool:
+    """Whether giving way could break what a row was promised: its pace, or a first token that is still to come."""
+    return row.tpot_s is not None or (row.first_token_at is None and row.deadline < inf)

@@ -97,7 +97,7 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
         ttft_s=ttft,
         tpot_s=candidate.tpot_s * (1 - situation.pace_margin) if binds and candidate.tpot_s else None,
         keep_tpot_s=None if situation.keep_tpot_s is None else situation.keep_tpot_s * policy.lower_pace,
-        allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
+        allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - max(margin, policy.ttft_reserve)),
         waited_s=max(0.0, now - candidate.arrived_s),
         room=room,
     )
