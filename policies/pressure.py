@@ -134,12 +134,16 @@ class Pressure:
         alone = not len(self._running)
         keepers = [keeper for keeper in kv.keepers if keeper is not row] if alone else self._keepers_below(row)
         missing = self._missing(row)
-        if missing > 0 and (alone or sum(map(kv.freed_by, keepers)) >= missing):
+        if not (alone or sum(map(kv.freed_by, keepers)) >= missing):
+            return
+        # Again, as long as anybody keeps any: what two of them share is free when the second gave it up.
+        while missing > 0 and keepers:
             for keeper in sorted(keepers, key=self._standing, reverse=True):
                 self._reclaim(draft, keeper, missing, now)
                 missing = self._missing(row)  # anew: what comes free may be what the head was to share
                 if missing <= 0:
                     break
+            keepers = [keeper for keeper in keepers if keeper.blocks]
 
     def _missing(self, row: Row) -> int:
         """Blocks that a waiting row's start takes beyond what is free, or will be."""

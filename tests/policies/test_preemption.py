@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from harness import FixedStepTime, make_request
+from harness import FixedStepTime, Harness, make_request, worker_spec
 
+from policies.config import SchedulerConfig
+from policies.draft import Draft
 from policies.giving import Costs, Link
 from policies.kv import KvMemory
 from policies.preemption import choose_set, standing
@@ -167,3 +169,28 @@ def test_who_ends_soon_is_told_by_what_was_foretold_else_by_the_bound() -> None:
     bench.kv.grow(row)
     assert bench.costs.release_s(1) == pytest.approx(4 * bench.costs.step_s())
     assert bench.costs.release_s(1, but=[row]) == float("inf")
+
+
+def test_blocks_that_two_waiting_rows_share_are_taken_from_both() -> None:
+    """The first keeps what the second shares, and gives it up too once the second did: else the head of the queue would
+    wait for a block that nobody computes with, on an idle worker."""
+    h = Harness(worker_spec(blocks=8), SchedulerConfig(preemption="tail", watermark=0.0))
+    h.submit(make_request("a", [3] * 16 + [4] * 24, 10))
+    h.plan()
+    h.execute()
+    h.complete()
+    h.submit(make_request("b", [3] * 16 + [5] * 24, 10))
+    h.plan()
+    h.execute()
+    h.complete()
+    a, b = h.core._rows["a"], h.core._rows["b"]
+    assert a.blocks[0] == b.blocks[0]
+    for row, keeps in ((a, 1), (b, 2)):
+        h.core._planner._pressure.preempt(Draft(3, 64), row, len(row.blocks) - keeps, h.now)
+        assert len(row.blocks) == keeps
+    h.submit(make_request("whole", [6] * 118, 10, tier=0))
+    step = h.plan()
+    assert step is not None
+    assert [new.request for new in step.new] == ["whole"]
+    h.run()
+    h.check_end()
