@@ -11,22 +11,26 @@ that runs, what only delays the victim counts once.
   last in standing first, before anybody else is preempted. So a whole request is given up in small parts if at all.
 - **Waiting** costs the rows in need the time until enough others end within the blocks that they have.
 
-A victim whose promised pace would not survive its return counts as a miss, and is spared while another's would.
+A victim whose promise would not survive its return counts as a miss, and is spared while another's would. One whose
+promise is broken already has none to lose. How long a victim is away is the time until those who run on have given back
+what it takes to return (an order statistic of what they have left).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 from math import ceil, inf
 from typing import NamedTuple
 
 from policies.chunks import StepTime
 from policies.kv import KvMemory, blocks_for
 from policies.rows import Place, Row
-from policies.running import Running
-from policies.vocabulary import WorkerSpec
+from policies.running import Running, worst_case
+from policies.vocabulary import BLOCK_SIZE, WorkerSpec
 
-__all__ = ["Costs", "Link", "Offer"]
+__all__ = ["Costs", "Ends", "Link", "Offer", "to_come"]
 
 #: Share of a copy's time by which it slows the steps beside it: both read and write device memory.
 STOLEN = 0.1
@@ -60,6 +64,13 @@ class Offer(NamedTuple):
     copy: bool  # the rest goes to the host; else it is computed again
     cost_s: float  # seconds of rows
     delay_s: float  # of the row itself, when it comes back
+
+
+class Ends(NamedTuple):
+    """When rows are expected to end, the soonest first."""
+
+    at_s: list[float]  # from now
+    blocks: list[float]  # that all up to this one have given back by then
 
 
 class Costs:
@@ -125,15 +136,15 @@ class Costs:
         cost_s = max(1, len(self._running)) * stolen_s + delay_s + needers * (out_s + queue_s)
         return Offer(keep, freed, True, cost_s, delay_s)
 
-    def badness(self, row: Row, offer: Offer, *, off_s: float, now: float) -> tuple[bool, float]:
+    def badness(self, row: Row, offer: Offer, *, ends: Ends, now: float) -> tuple[bool, float]:
         """Orders victims of a class: whether its promise would be missed, then its cost for each block.
 
-        The cost grows with the share of its slack that it consumes. `off_s`: how long a victim is expected to be away.
+        The time that a victim is away costs the more, the larger the share of its slack that it consumes.
         """
         slack_s = self.slack_s(row, now)
-        gone_s = off_s + offer.delay_s
+        gone_s = self.away_s(row, ends) + offer.delay_s
         consumed = gone_s / slack_s if slack_s > 0 else 0.0
-        return 0 < slack_s < gone_s, (offer.cost_s + offer.delay_s * consumed * consumed) / max(1, offer.freed)
+        return 0 < slack_s < gone_s, (offer.cost_s + gone_s * consumed * consumed) / max(1, offer.freed)
 
     def slack_s(self, row: Row, now: float) -> float:
         """How long a running row could rest and still keep its promise: inf without one, negative if it is lost.
@@ -145,13 +156,27 @@ class Costs:
                 return inf
             behind = max(1, row.behind)
             return row.deadline - now - self._step_time.predict(behind, behind * (row.position + behind / 2), 0, 1)
+        if row.first_token_at > row.deadline:
+            return -inf
         if row.tpot_s is None:
             return inf
-        return row.lead_s(now) + row.outputs_left * (row.tpot_s - self.step_s())
+        return row.lead_s(now) + to_come(row) * (row.tpot_s - self.step_s())
 
-    def next_end_s(self) -> float:
-        """The time until the next decoding row ends, as far as that can be told: a victim is away so long at least."""
-        return min((row.outputs_left for row in self._running.decoding), default=0) * self.step_s()
+    def ends(self) -> Ends:
+        """Of the rows that decode. O(n log n)."""
+        step_s = self.step_s()
+        left = sorted((to_come(row), len(row.blocks)) for row in self._running.decoding)
+        given = accumulate(blocks + outputs / BLOCK_SIZE for outputs, blocks in left)
+        return Ends([outputs * step_s for outputs, _ in left], list(given))
+
+    def away_s(self, row: Row, ends: Ends) -> float:
+        """How long a victim will be away: until there are blocks for all it has, or, if it returns immune, may need."""
+        running = self._running
+        immune = row.preemptions + 1 >= running.max_preemptions
+        need = (worst_case(row) if immune else blocks_for(row.position)) + len(running) - self._kv.supply
+        if need <= 0 or not ends.at_s:
+            return 0.0
+        return ends.at_s[min(bisect_left(ends.blocks, need), len(ends.at_s) - 1)]
 
     def release_s(self, blocks: int, *, but: Iterable[Row] = ()) -> float:
         """The time until `blocks` blocks are free because rows end, of all `but` some; inf if that is not in sight.
@@ -169,3 +194,13 @@ class Costs:
             if blocks <= 0:
                 return left * self.step_s()
         return inf
+
+
+def to_come(row: Row) -> int:
+    """Outputs that are expected of a running row: what was foretold; else, or beyond that, as many again as it has had.
+
+    That is the rule for lengths without a scale (their tails are heavy, so what has gone on for long goes on for long);
+    admission without a history foretells nothing.
+    """
+    foretold = row.request.expected_outputs - row.request.max_tokens + row.left
+    return min(row.left, foretold if foretold > 0 else max(BLOCK_SIZE, row.generated - row.seen))
