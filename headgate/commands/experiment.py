@@ -26,13 +26,14 @@ __all__ = ["command"]
 )
 @click.argument("grid", type=click.Path(dir_okay=False))
 @click.option("--out", default="", help="Folder of the results. [default: beside the grid, named like it]")
+@click.option("--traces", default="", help="Folder of the traces that are not beside the grid.")
 @click.option(
     "--jobs", default=0, type=click.IntRange(0), help="Processes. [default: one for each core]", show_default=False
 )
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Pictures, where matplotlib is installed.")
 @click.option("--anchor", is_flag=True, help="Only find the loads that are 1 in this grid, and print them.")
 @json_option
-def command(grid: str, out: str, jobs: int, plot: bool, anchor: bool, as_json: bool) -> None:
+def command(grid: str, out: str, traces: str, jobs: int, plot: bool, anchor: bool, as_json: bool) -> None:
     """Run every combination of what GRID (TOML) lists, and sum up what came of it.
 
     \b
@@ -59,7 +60,7 @@ def command(grid: str, out: str, jobs: int, plot: bool, anchor: bool, as_json: b
     what the attainments of the others are measured against (of_clairvoyant).
     """
     with readable():
-        wanted = load_grid(grid)
+        wanted = load_grid(grid, traces=traces or None)
         folder = Path(out) if out else Path(grid).with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         jobs = jobs or os.cpu_count() or 1

@@ -77,6 +77,7 @@ def write_csv(results: Sequence[CellResult], path: Path) -> None:
     for result in results:
         cell = msgspec.structs.asdict(result.cell)
         changes = cell.pop("changes")
+        cell |= {key: Path(cell[key]).name for key in ("trace", "tenants", "device") if cell[key]}
         parameters = {
             **{f"cell_{key}": value for key, value in cell.items()},
             "changes": ";".join(f"{key}={value}" for key, value in changes.items()),

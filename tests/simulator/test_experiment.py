@@ -57,6 +57,17 @@ def test_a_grid_is_every_combination(grid_file: Path) -> None:
     assert policies_of(cells[1]).scheduler.order == "edf"
 
 
+def test_traces_may_lie_in_a_folder_of_their_own(grid_file: Path, tmp_path: Path) -> None:
+    """Beside the grid first; then in the folder that is given."""
+    folder = tmp_path / "grids"
+    folder.mkdir()
+    elsewhere = _write(folder)
+    cells = load_grid(elsewhere, traces=tmp_path).cells
+    assert {cell.trace for cell in cells} == {str((tmp_path / "small.csv").resolve())}
+    with pytest.raises(BadGrid, match="there is no file"):
+        load_grid(elsewhere, traces=folder)
+
+
 def test_a_grid_may_give_one_value_for_a_list(grid_file: Path) -> None:
     """A scalar is a list of one."""
     cells = load_grid(_write(grid_file.parent, "kv_scale = 0.5\nworkers = [1, 2]")).cells
@@ -184,6 +195,7 @@ def test_the_csv_has_a_row_a_run(grid_file: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert {(row["cell_policy"], row["changes"]) for row in rows} == {("chunked", ""), ("chunked", "order=edf")}
+    assert {(row["cell_trace"], row["cell_device"]) for row in rows} == {("small.csv", "mock")}
     assert all(int(row["contract_offered"]) + int(row["free_offered"]) == 60 for row in rows)
     assert all(0 <= float(row["contract_attainment_offered"]) <= 1 for row in rows)
 
