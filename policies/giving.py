@@ -5,8 +5,9 @@ that runs, what only delays the victim counts once.
 
 - **Computing again** takes what a step with these tokens takes over one that decodes alone, so that a step below its
   memory floor absorbs them for nothing (vLLM's reason to recompute; here it is counted).
-- **A copy** occupies the link both ways and waits in its queue; it steals a share of the device's memory bandwidth, and
-  those in need wait until it is out. What the host has already is not copied again.
+- **A copy** occupies the link both ways and waits in its queue; it steals a share of the device's memory bandwidth, a
+  step waits for what it needs of it beyond its own time, and those in need wait until it is out. What the host has
+  already is not copied again.
 - Either takes the tail that is needed and no more: the head stays where it is while the row waits, and is taken, the
   last in standing first, before anybody else is preempted. So a whole request is given up in small parts if at all.
 - **Waiting** costs the rows in need the time until enough others end within the blocks that they have.
@@ -89,7 +90,11 @@ class Costs:
         return self._step_time.predict(rows, 0, self._running.context, rows)
 
     def offer(self, row: Row, need: int, *, ahead: int = 0, needers: int = 0, now: float) -> Offer:
-        """The cheapest way for a row to free `need` blocks, or all it can.
+        """The cheapest of the `ways`."""
+        return min(self.ways(row, need, ahead=ahead, needers=needers, now=now), key=lambda way: way.cost_s)
+
+    def ways(self, row: Row, need: int, *, ahead: int = 0, needers: int = 0, now: float) -> list[Offer]:
+        """How a row can free `need` blocks, or all it can: computing again, and a copy where there is a host with room.
 
         A copy frees `ahead` more at once: what it frees comes a few steps late, so it is to last. `needers` rows wait
         for the blocks meanwhile.
@@ -98,11 +103,11 @@ class Costs:
         keep, freed = self._kv.tail(row, need)
         again = self._computed_again(row, tokens, keep, freed)
         if self._spec.swap_bytes_per_s <= 0:
-            return again
+            return [again]
         if ahead:
             keep, freed = self._kv.tail(row, need + ahead)
         copied = self._copied(row, tokens, keep, freed, needers, now)
-        return copied if copied is not None and copied.cost_s < again.cost_s else again
+        return [again] if copied is None else [again, copied]
 
     def _computed_again(self, row: Row, tokens: int, keep: int, freed: int) -> Offer:
         left = self._kv.covered(row, tokens, keep=min(keep, blocks_for(tokens)))
@@ -112,7 +117,7 @@ class Costs:
         back = max(0, blocks_for(left) - keep)  # blocks that come back from copies
         stolen_s = delay_s = 0.0
         if back:
-            stolen_s, delay_s = STOLEN * back * block_s, back * block_s
+            stolen_s, delay_s = self._stolen_s(back * block_s), back * block_s
         if lost := tokens - left:
             predict = self._step_time.predict
             steps = ceil(lost / max(1, self._spec.tokens_per_step - rows))
@@ -131,10 +136,14 @@ class Costs:
             return None
         block_s, queue_s = self._link.block_s, self._link.queue_s(now) if out else 0.0
         out_s, in_s = out * block_s, max(0, end - keep) * block_s
-        stolen_s = STOLEN * (out_s + in_s)
+        stolen_s = self._stolen_s(out_s) + self._stolen_s(in_s)
         delay_s = in_s + queue_s
         cost_s = max(1, len(self._running)) * stolen_s + delay_s + needers * (out_s + queue_s)
         return Offer(keep, freed, True, cost_s, delay_s)
+
+    def _stolen_s(self, copy_s: float) -> float:
+        """What a copy takes from the rows that run: it slows the steps beside it, and they wait for its end."""
+        return max(STOLEN * copy_s, copy_s - self.step_s())
 
     def badness(self, row: Row, offer: Offer, *, ends: Ends, now: float) -> tuple[bool, float]:
         """Orders victims of a class: whether its promise would be missed, then its cost for each block.
