@@ -32,7 +32,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     keys: Mapping[str, str]
     #: Prompts are random ids below this. Small enough for any model; no two prompts share a block.
-    vocabulary: int = 1000
+    vocabulary: int = 256
 
 
 class _Usage(msgspec.Struct):
@@ -62,21 +62,26 @@ async def replay(
     async with httpx.AsyncClient(base_url=target.url, limits=limits, timeout=timeout, trust_env=False) as http:
         began = time.perf_counter()
         tasks: list[asyncio.Task[Outcome]] = []
-        for number, arrival in enumerate(workload.arrivals):
-            at_s = arrival.at_s / load
-            payload = _payload(arrival, target, number)
-            await asyncio.sleep(max(0.0, began + at_s - time.perf_counter()))
-            outcome = _expected(workload, arrival, at_s)
-            tasks.append(asyncio.create_task(_ask(http, target.keys[arrival.tenant], payload, outcome, began)))
-            if progress is not None:
-                progress((number + 1) / len(workload.arrivals))
-        outcomes = await asyncio.gather(*tasks)
+        try:
+            for number, arrival in enumerate(workload.arrivals):
+                at_s = arrival.at_s / load
+                payload = _payload(arrival, target, number)
+                await asyncio.sleep(max(0.0, began + at_s - time.perf_counter()))
+                outcome = _expected(workload, arrival, at_s)
+                tasks.append(asyncio.create_task(_ask(http, target.keys[arrival.tenant], payload, outcome, began)))
+                if progress is not None:
+                    progress((number + 1) / len(workload.arrivals))
+            outcomes = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     ended_s = time.perf_counter() - began
     return Result(
         workload=workload.name,
         policy="live",
         device="live",
-        workers=0,
+        workers=1,
         load=load,
         seed=0,
         outcomes=list(outcomes),

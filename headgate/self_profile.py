@@ -94,7 +94,8 @@ def profile(
     engine.reset()
     fit = seen.replayed(rng)
     fitted = msgspec.structs.replace(spec, step_time=fit.coefficients)
-    return Measured("", fitted, (*fit.ratios(),), seen.count)
+    ratios = fit.ratios()
+    return Measured("", fitted, (ratios.p50, ratios.p90, ratios.p95), seen.count)
 
 
 class _Seen(StepTimeModel):

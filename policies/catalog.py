@@ -85,7 +85,7 @@ _SETS = (
     PolicySet(
         name="priority",
         about="classes with aging, chunked (vLLM's priority policy)",
-        scheduler=_with(_CHUNKED, order="priority", preempt_for_tier=True),
+        scheduler=_with(_CHUNKED, order="priority", preempt_for_tier=True, preempt_promised=True),
         admission=_OPEN,
     ),
     PolicySet(

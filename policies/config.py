@@ -41,6 +41,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     preemption: Preemption = "hybrid"
     max_preemptions: int = 2  # of one request, then it is immune; 0 (as with "none"): worst cases are reserved (Orca)
     preempt_for_tier: bool = True  # a waiting row of a strictly higher class takes the room of lower ones
+    preempt_promised: bool = False  # also rows whose pace is promised; admission counts on it that they are not
     min_run_steps: int = 16  # before a row gives way to a higher class
     offload_share: float = 0.0  # of the link to the host, for copying ahead of need; 0: off
     flex_yields: bool = False  # rows without a contract sit out steps that would break a running pace

@@ -19,7 +19,7 @@ from policies.chunks import StepTime
 from policies.config import SchedulerConfig
 from policies.draft import Draft
 from policies.events import Event, Preempted, Reclaimed
-from policies.giving import Costs, Link, Offer
+from policies.giving import Costs, Ends, Link, Offer
 from policies.kv import KvMemory
 from policies.offload import Offload
 from policies.order import WaitingQueue
@@ -106,11 +106,14 @@ class Pressure:
             blocks -= sum(kv.freed_by(keeper) for keeper in self._keepers_below(row))
         if slots <= 0 and blocks <= 0:
             return
-        quantum, off_s = self._config.min_run_steps, self._costs.next_end_s()
+        quantum = self._config.min_run_steps
         candidates = [
-            other for other in (*running.decoding, *running.prefilling) if draft.number - other.started >= quantum
+            other
+            for other in (*running.decoding, *running.prefilling)
+            if draft.number - other.started >= quantum and (self._config.preempt_promised or not _promised(other))
         ]
-        hybrid, missing = self._hybrid, max(0, blocks)
+        missing = max(0, blocks)
+        ends = self._costs.ends() if self._hybrid else None
         victims = choose_set(
             candidates,
             tier=row.tier,
@@ -118,7 +121,7 @@ class Pressure:
             blocks=blocks,
             freed_by={other: kv.freed_by(other) for other in candidates},
             max_preemptions=self._config.max_preemptions,
-            standing=(lambda other: self._reluctance(other, missing, off_s, now)) if hybrid else self._standing,
+            standing=self._standing if ends is None else lambda other: self._reluctance(other, missing, ends, now),
         )
         for victim in victims:
             missing -= self.preempt(draft, victim, max(0, missing), now)
@@ -132,12 +135,16 @@ class Pressure:
         alone = not len(self._running)
         keepers = [keeper for keeper in kv.keepers if keeper is not row] if alone else self._keepers_below(row)
         missing = self._missing(row)
-        if missing > 0 and (alone or sum(map(kv.freed_by, keepers)) >= missing):
+        if not (alone or sum(map(kv.freed_by, keepers)) >= missing):
+            return
+        # Again, as long as anybody keeps any: what two of them share is free when the second gave it up.
+        while missing > 0 and keepers:
             for keeper in sorted(keepers, key=self._standing, reverse=True):
                 self._reclaim(draft, keeper, missing, now)
                 missing = self._missing(row)  # anew: what comes free may be what the head was to share
                 if missing <= 0:
                     break
+            keepers = [keeper for keeper in keepers if keeper.blocks]
 
     def _missing(self, row: Row) -> int:
         """Blocks that a waiting row's start takes beyond what is free, or will be."""
@@ -201,8 +208,8 @@ class Pressure:
         behind = self._behind(needer)
         if not self._hybrid:
             return max(behind, key=self._standing, default=None)
-        off_s = self._costs.next_end_s()
-        return max(behind, key=lambda row: self._reluctance(row, short, off_s, now), default=None)
+        ends = self._costs.ends()
+        return max(behind, key=lambda row: self._reluctance(row, short, ends, now), default=None)
 
     def _behind(self, needer: Row) -> list[Row]:
         """Who may give way to a row; where costs decide, as many of the last in standing as are worth pricing."""
@@ -214,11 +221,11 @@ class Pressure:
         ]
         return nlargest(_PRICED, behind, key=self._standing) if self._hybrid else behind
 
-    def _reluctance(self, row: Row, short: int, off_s: float, now: float) -> tuple[float, ...]:
+    def _reluctance(self, row: Row, short: int, ends: Ends, now: float) -> tuple[float, ...]:
         """Orders rows as victims of the hybrid rule, the largest gives way first: the lowest class, in it whoever frees
         anything, of those who keeps his promise nevertheless, of those the cheapest for a block, then the latest."""
         offer = self._offer(row, short, now)
-        misses, cost_s = self._costs.badness(row, offer, off_s=off_s, now=now)
+        misses, cost_s = self._costs.badness(row, offer, ends=ends, now=now)
         return (self._standing(row)[0], offer.freed > 0, not misses, -cost_s, row.sequence)
 
     def _better_to_wait(self, needy: list[Row], supply: int, now: float) -> bool:
@@ -300,3 +307,8 @@ class Pressure:
 
     def _draining_blocks(self) -> int:
         return sum(self._kv.freed_by(row) for row in self._running.draining)
+
+
+def _promised(row: Row) -> bool:
+    """Whether giving way could break what a row was promised: its pace, or a first token that is still to come."""
+    return row.tpot_s is not None or (row.first_token_at is None and row.deadline < inf)

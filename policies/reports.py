@@ -6,7 +6,7 @@ from math import inf
 
 from policies.events import Finished, FirstToken, Scheduled
 from policies.rows import Place, Row
-from policies.vocabulary import RequestLoad
+from policies.vocabulary import BLOCK_SIZE, RequestLoad
 
 __all__ = ["finished", "first_token", "request_load", "scheduled"]
 
@@ -51,14 +51,18 @@ def finished(row: Row, now: float) -> Finished:
 
 
 def request_load(row: Row, now: float) -> RequestLoad:
-    """The row as admission sees it."""
-    left = len(row.tokens) - row.saved if row.place is Place.waiting else max(1, row.behind)
+    """The row as admission sees it. One that waits is to come with all that it has no device blocks for, wherever that
+    is: a request on the host holds no memory, but will."""
+    left, context = max(1, row.behind), row.computed
+    if row.place is Place.waiting:
+        context = min(row.saved, len(row.blocks) * BLOCK_SIZE)
+        left = len(row.tokens) - context
     has_deadline = row.first_token_at is None and row.deadline < inf
     return RequestLoad(
         row.request.id,
         row.tier,
         left,
-        row.computed,
+        context,
         row.generated,
         row.end - len(row.tokens),
         row.deadline - now if has_deadline else None,

@@ -30,10 +30,11 @@ import msgspec
 
 from policies.admission import Admit
 from policies.vocabulary import Tier
-from simulator.door import DoorMaker
-from simulator.errors import LawBroken
+from simulator.door import Door, DoorMaker
+from simulator.errors import BadFleet, LawBroken
 from simulator.judgement import Case, Counterfactuals, Judged, share
 from simulator.metrics import in_contract
+from simulator.moving import MovingSimulation
 from simulator.records import Outcome, Result
 from simulator.scripted_door import Decision, RecordingDoor, ScriptedDoor
 from simulator.simulation import Simulation
@@ -55,11 +56,15 @@ def judge(
     :param make: makes the simulation, always the same, with the door that it is given; without migration, and with
         workers of one kind.
     :param progress: told the share that is done: a third for the run, the rest for the forks.
+    :raises BadFleet: in this one requests move between workers: where each was is not the door's to say.
     :raises LawBroken: the simulation, replayed, came out otherwise.
     """
     tell = progress or (lambda done: None)
     decisions: dict[str, Decision] = {}
-    base = make(partial(RecordingDoor, decisions=decisions)).run(lambda done: tell(done / 3))
+    run = make(partial(RecordingDoor, decisions=decisions))
+    if isinstance(run, MovingSimulation):
+        raise BadFleet("refusals and admissions can be judged only where requests stay on one worker")
+    base = run.run(lambda done: tell(done / 3))
     _name_workers(decisions, base)
     outcomes = base.outcomes
     contract = [i for i, outcome in enumerate(outcomes) if in_contract(outcome)]
@@ -75,7 +80,7 @@ def judge(
         cases.append(_Flip(replay, outcomes, at).case())
         tell((1 + len(cases) / max(1, len(chosen))) / 3)
     replay.run_until(inf)
-    if list(replay.outcomes) != [_as_replayed(outcome) for outcome in outcomes]:
+    if list(replay.outcomes) != outcomes:
         raise LawBroken("the replay of all decisions came out otherwise than the run")
     cases = _retried(make, outcomes, dict(zip(chosen, cases, strict=True)), lambda done: tell((2 + done) / 3))
     return base, _summed(outcomes, contract, len(refused), len(admitted), cases)
@@ -90,10 +95,6 @@ def _name_workers(decisions: dict[str, Decision], base: Result) -> None:
         if isinstance(decision.verdict, Admit) and outcome.worker and not decision.verdict.worker:
             verdict = msgspec.structs.replace(decision.verdict, worker=outcome.worker)
             decisions[outcome.id] = msgspec.structs.replace(decision, verdict=verdict)
-
-
-def _as_replayed(outcome: Outcome) -> Outcome:
-    return outcome
 
 
 class _Flip:
@@ -202,8 +203,6 @@ def _retried(
     make: Callable[[DoorMaker], Simulation], outcomes: Sequence[Outcome], cases: dict[int, Case], tell: Progress
 ) -> list[Case]:
     """The cases, with what came of those who were told to come again, and did."""
-    from simulator.door import Door
-
     again = []
     for at, case in cases.items():
         decided_s = outcomes[at].decided_s

@@ -22,6 +22,7 @@ import msgspec
 
 from policies.vocabulary import Tenant, Tier
 from simulator.fairness import jain_index, largest_service_gap
+from simulator.judgement import Counterfactuals, Share
 from simulator.quantiles import quantile
 from simulator.records import Outcome, Result
 
@@ -29,6 +30,18 @@ __all__ = ["Group", "Metrics", "flat", "in_contract", "measure"]
 
 #: Reasons that are the tenant's own doing (429), not ours. They are part of the API, and never change.
 _OWN_LIMIT = frozenset(("requests_per_minute", "tokens_per_minute", "concurrency", "daily_budget"))
+
+
+#: Of `Counterfactuals`.
+_SHARES = (
+    "false_refusals",
+    "false_admissions",
+    "missed",
+    "harmful",
+    "impossible",
+    "retries_admitted",
+    "retries_met",
+)
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +110,14 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     step_error: float | None
     ttft_coverage: float | None  # share of first tokens within what admission predicted
     ttft_error: float | None  # median of |actual / predicted - 1|
+
+    most_met: int | None = None  # in contract, by anybody: see simulator.fluid_bound
+    counterfactual: Counterfactuals | None = None  # where it was asked for
+
+    @property
+    def attainment_bound(self) -> float | None:
+        """No attainment of the offered is above."""
+        return None if self.most_met is None or not self.contract.offered else self.most_met / self.contract.offered
 
 
 def in_contract(outcome: Outcome) -> bool:
@@ -172,14 +193,29 @@ def flat(metrics: Metrics) -> dict[str, str | int | float | None]:
         if isinstance(value, Group):
             prefix = field
             row |= {f"{prefix}_{k}": v for k, v in msgspec.structs.asdict(value).items() if k != "name"}
-        elif not isinstance(value, list | dict):
+        elif not isinstance(value, list | dict | Counterfactuals):
             row[field] = value
     for tier in Tier:
         group = next((group for group in metrics.tiers if group.name == tier.name), None)
         row[f"{tier.name}_attainment_admitted"] = group.attainment_admitted if group else None
         row[f"{tier.name}_attainment_offered"] = group.attainment_offered if group else None
+    row["attainment_bound"] = metrics.attainment_bound
+    row.pop("counterfactual", None)
+    row |= _judged(metrics.counterfactual)
     row["worst_decile"] = _worst(metrics.deciles)
     row["worst_tenant"] = _worst(metrics.tenants)
+    return row
+
+
+def _judged(found: Counterfactuals | None) -> dict[str, float | None]:
+    """The shares, and the intervals of the two that count."""
+    row: dict[str, float | None] = {}
+    for name in _SHARES:
+        judged: Share | None = None if found is None else getattr(found, name)
+        row[name] = judged.share if judged else None
+        if name in ("false_refusals", "false_admissions"):
+            row[f"{name}_low"] = judged.low if judged else None
+            row[f"{name}_high"] = judged.high if judged else None
     return row
 
 

@@ -78,7 +78,10 @@ class MovingSimulation(Simulation):
     def _step_done(self, number: int, now: float) -> None:
         worker = self._fleet.workers[number]
         worker.awaited = False
-        self._take(number, worker.complete(now), now)
+        events = worker.complete(now)
+        for request, gap_s in worker.take_gaps():
+            self._ledger.paused(request, gap_s)
+        self._take(number, events, now)
 
     def _pump(self, number: int, now: float) -> None:
         self._touched.add(number)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from policies.catalog import PolicySet, policy_set
+from simulator.door import Knowledge
 from simulator.errors import SimulatorError
 
 __all__ = ["BadOverride", "changed_policies", "label"]
@@ -21,7 +22,8 @@ class BadOverride(SimulatorError):
 
 def changed_policies(name: str, changes: Mapping[str, Any]) -> PolicySet:
     """The policy of that name, with `changes`: fields of `SchedulerConfig`, `placement`, `roles`, `admission` (its
-    kind), and `admission.FIELD` for the fields of an admission `Policy`.
+    kind), and `admission.FIELD` for the fields of an admission `Policy`. `knowledge` is no part of a policy, and is
+    left alone: with it, what admission knows of lengths can be named among the changes, and compared like them.
 
     The result is named after what was changed.
 
@@ -35,14 +37,19 @@ def changed_policies(name: str, changes: Mapping[str, Any]) -> PolicySet:
     scheduler, admission = tables["scheduler"], tables["admission"]
     for key, value in changes.items():
         part, _, field = key.partition(".")
-        if key in _WHOLE:
+        if key == "knowledge":
+            if value not in get_args(Knowledge):
+                raise BadOverride(
+                    f"policy {name}: knowledge {value!r} is not known; there are {', '.join(get_args(Knowledge))}"
+                )
+        elif key in _WHOLE:
             tables[key] = value
         elif part == "admission" and (field or "kind") in admission:
             admission[field or "kind"] = value
         elif key in scheduler:
             scheduler[key] = value
         else:
-            known = [*scheduler, *_WHOLE, "admission", *(f"admission.{field}" for field in admission)]
+            known = [*scheduler, *_WHOLE, "knowledge", "admission", *(f"admission.{field}" for field in admission)]
             raise BadOverride(f"policy {name}: there is no part {key!r}; there are {', '.join(known)}")
     tables["name"] = label(name, changes)
     try:

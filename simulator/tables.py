@@ -8,6 +8,8 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
+from simulator.judgement import Counterfactuals
+from simulator.judgement_table import judged_figures, judged_table
 from simulator.metrics import Group, Metrics
 
 __all__ = ["comparison", "details"]
@@ -32,6 +34,9 @@ def comparison(runs: Sequence[Metrics]) -> Table:
         ("busy", ""),
     ):
         table.add_column(f"{name}\n{unit}", justify="right")
+    judged = any(run.counterfactual for run in runs)
+    for name in ("refusals", "admissions") if judged else ():
+        table.add_column(f"false\n{name}", justify="right")
     for run in runs:
         whole, free = run.contract, run.free
         table.add_row(
@@ -50,6 +55,7 @@ def comparison(runs: Sequence[Metrics]) -> Table:
             f"{run.preemptions_per_request:.3f}",
             _percent(run.lost_share),
             _percent(run.busy_share),
+            *(_false(run.counterfactual) if judged else ()),
         )
     return table
 
@@ -71,6 +77,8 @@ def details(run: Metrics) -> Lines:
         parts.append(blank)
     if run.deciles:
         parts += [_groups("prompt tokens", run.deciles), blank]
+    if run.counterfactual is not None:
+        parts += [judged_table(run.counterfactual), blank]
     parts.append(_figures(run))
     return Lines(*parts)
 
@@ -116,6 +124,12 @@ def _figures(run: Metrics) -> Table:
         "speed": f"{run.wall_s:.1f} s, "
         f"{(run.contract.offered + run.free.offered) / max(run.wall_s, 1e-9):,.0f} simulated requests/s",
     }
+    if run.most_met is not None:
+        figures["upper bound"] = (
+            f"{run.most_met:,} contracts at most ({_percent(run.attainment_bound)} of the offered), on a fluid device"
+        )
+    if run.counterfactual is not None:
+        figures |= judged_figures(run.counterfactual)
     if not run.transferred_gb:
         del figures["between workers"]
     if run.ttft_coverage is None:
@@ -123,6 +137,12 @@ def _figures(run: Metrics) -> Table:
     for name, text in figures.items():
         table.add_row(Text(name, style="bold"), text)
     return table
+
+
+def _false(found: Counterfactuals | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    return _percent(found.false_refusals.share), _percent(found.false_admissions.share)
 
 
 def _refusals(run: Metrics) -> str:

@@ -26,13 +26,14 @@ __all__ = ["command"]
 )
 @click.argument("grid", type=click.Path(dir_okay=False))
 @click.option("--out", default="", help="Folder of the results. [default: beside the grid, named like it]")
+@click.option("--traces", default="", help="Folder of the traces that are not beside the grid.")
 @click.option(
     "--jobs", default=0, type=click.IntRange(0), help="Processes. [default: one for each core]", show_default=False
 )
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Pictures, where matplotlib is installed.")
 @click.option("--anchor", is_flag=True, help="Only find the loads that are 1 in this grid, and print them.")
 @json_option
-def command(grid: str, out: str, jobs: int, plot: bool, anchor: bool, as_json: bool) -> None:
+def command(grid: str, out: str, traces: str, jobs: int, plot: bool, anchor: bool, as_json: bool) -> None:
     """Run every combination of what GRID (TOML) lists, and sum up what came of it.
 
     \b
@@ -54,10 +55,12 @@ def command(grid: str, out: str, jobs: int, plot: bool, anchor: bool, as_json: b
       [anchor]                  # loads are multiples of the capacity under
       policy = "chunked"
     Further keys of [grid]: tenants, workers, knowledge, step_noise, stragglers, length_noise, kv_scale, slo_scale,
-    from_s, until_s: a value or a list.
+    from_s, until_s: a value or a list. counterfactual = N judges N refusals and N admissions of each run by forks
+    (columns false_refusals, false_admissions and more). A policy { policy = "headgate", knowledge = "clairvoyant" } is
+    what the attainments of the others are measured against (of_clairvoyant).
     """
     with readable():
-        wanted = load_grid(grid)
+        wanted = load_grid(grid, traces=traces or None)
         folder = Path(out) if out else Path(grid).with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         jobs = jobs or os.cpu_count() or 1

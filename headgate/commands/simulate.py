@@ -20,8 +20,9 @@ from headgate.simulation_output import draw_run, draw_sweep, folder_name, write_
 from headgate.simulation_progress import Bar
 from policies.catalog import DEFAULT
 from simulator.errors import SimulatorError
-from simulator.experiment.cell import SYNTHETIC, Cell, device_of, policies_of, simulation_of, workload_of
-from simulator.metrics import Metrics, measure
+from simulator.experiment.cell import SYNTHETIC, Cell, device_of, policies_of, workload_of
+from simulator.experiment.runner import measured
+from simulator.metrics import Metrics
 from simulator.records import Result, Workload
 from simulator.tables import comparison, details
 from simulator.textbook.schedules import make_schedule
@@ -49,6 +50,7 @@ def command(
     load: tuple[float, ...],
     changes: tuple[str, ...],
     transfer: int | None,
+    counterfactual: int,
     csv_path: str | None,
     plot: str | None,
     as_json: bool,
@@ -68,7 +70,7 @@ def command(
             _in_steps(workload, policy, transfer=transfer, plot=plot, as_json=as_json)
             return
         parts = _changes(changes, options)
-        base = Cell(trace=given[0], **options)
+        base = Cell(trace=given[0], counterfactual=counterfactual, **options)
         cells = [
             msgspec.structs.replace(base, policy=name, changes=parts, load=factor)
             for name in policy or (DEFAULT,)
@@ -112,9 +114,13 @@ def _simulate(cells: list[Cell], *, csv_path: str | None, plot: str | None, as_j
     with Bar() as bar:
         for number, cell in enumerate(cells):
             text = f"{cell.name} at {cell.load:g}x"
-            simulation = simulation_of(cell, workload=workload, keep_steps=plot is not None)
-            result = simulation.run(lambda share: bar.show((number + share) / len(cells), text))  # noqa: B023
-            metrics.append(measure(result, workload.tenants))
+            result, run = measured(
+                cell,
+                workload,
+                keep_steps=plot is not None,
+                progress=lambda share: bar.show((number + share) / len(cells), text),  # noqa: B023
+            )
+            metrics.append(run)
             if plot:
                 _draw(Path(plot), cell, result, workload, alone=len(cells) == 1)
             result.steps_kept = []

@@ -100,6 +100,13 @@ _OPTIONS = (
     click.option("--slo-scale", default=1.0, show_default=True, type=_ABOVE_ZERO, help="Times all that is promised."),
     click.option("--from-s", default=0.0, type=click.FloatRange(0), help="Only arrivals from there on."),
     click.option("--until-s", type=_ABOVE_ZERO, help="Only arrivals before."),
+    click.option(
+        "--counterfactual",
+        default=0,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Judge N refusals and N admissions: runs that differ in that one decision say which of them were false.",
+    ),
     click.option("--seed", default=0, show_default=True, help="Of all that is drawn."),
     click.option(
         "--transfer",

@@ -100,6 +100,7 @@ def _examine(candidate: Candidate, situation: Situation, *, binds: bool) -> Verd
         allowed_s=candidate.max_wait_s if ttft is None else ttft * (1 - margin),
         waited_s=max(0.0, now - candidate.arrived_s),
         room=room,
+        reserve_s=0.0 if ttft is None else policy.ttft_reserve * ttft,
     )
     outputs, remaining = situation.outputs(candidate), situation.remaining()
     promised: dict[str, list[Reservation]] = {}
@@ -154,6 +155,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True):
     allowed_s: float  # from arrival, margin taken off: to the first token under a contract, else to the start
     waited_s: float
     room: float
+    reserve_s: float  # of the allowed time, for who must wait until others end
 
 
 class _Option:
@@ -170,6 +172,8 @@ class _Option:
         self.late_s = forecast.start_s if terms.ttft_s is None else forecast.first_token_s
         own = 0.0 if terms.ttft_s is None else forecast.alone_s
         self.allowed_s = terms.allowed_s - terms.room * max(0.0, terms.allowed_s - own)
+        if forecast.hold_s > 0:
+            self.allowed_s -= terms.reserve_s
         self.headroom = self.allowed_s - terms.waited_s - self.late_s
 
     def may_start(self, lookahead_s: float) -> bool:
@@ -231,7 +235,7 @@ def _refuse(options: Sequence[_Option], terms: _Terms, situation: Situation) -> 
         return Refuse(
             reason=Reason.ttft_unattainable,
             measured=forecast.alone_s,
-            threshold=allowed,
+            threshold=terms.ttft_s,
             retry_after_s=None,
             predicted_ttft_s=forecast.alone_s,
         )

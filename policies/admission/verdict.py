@@ -45,7 +45,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     lookahead_s: float = 0.2  # a start within so long is now: the scheduler's own queue bridges it
     kv_reserve: float = 0.05  # share of the blocks that admission leaves alone
-    outputs_quantile: float = 0.65  # of the lengths known, for what is still to come
+    outputs_quantile: float = 0.85  # of the lengths known, for what is still to come
+    ttft_reserve: float = 0.03  # of the promised time to the first token, where it must wait for others to end: when
+    # they do is the least certain of all that is foreseen
     spare: float = 0.1  # share of its time to the first token that an admitted prompt keeps when another goes before it
     lower_pace: float = 1.0  # steps that a lower class may cause, as a share of the tightest pace promised above it
     flex_yields: bool = False  # the scheduler lets rows without a contract sit out steps that a contract needs

@@ -46,15 +46,26 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int = 0
     from_s: NotNegative = 0.0  # of the trace, before its load is changed
     until_s: Positive | None = None
+    counterfactual: Annotated[int, msgspec.Meta(ge=0)] = 0  # refusals, and as many admissions, that are judged by forks
 
     @property
     def name(self) -> str:
         """Of its policy, with what was changed."""
         return label(self.policy, self.changes)
 
+    @property
+    def told(self) -> Knowledge:
+        """What admission knows: a change beats the parameter."""
+        told: Knowledge = self.changes.get("knowledge", self.knowledge)
+        return told
+
     def digest(self) -> str:
         """A name for its result: equal parameters and equal input files have equal ones."""
-        parts = [msgspec.json.encode(self, order="deterministic")]
+        fields = msgspec.structs.asdict(self)
+        fields["changes"] = dict(sorted(self.changes.items()))
+        if not self.counterfactual:
+            del fields["counterfactual"]  # results from before there were any keep their names
+        parts = [msgspec.json.encode(fields)]
         parts += [_content(path) for path in (self.trace, self.tenants, self.device)]
         return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
 
@@ -82,7 +93,7 @@ def simulation_of(
         workers=cell.workers,
         seed=cell.seed,
         load=cell.load,
-        knowledge=cell.knowledge,
+        knowledge=cell.told,
         step_noise=cell.step_noise,
         stragglers=cell.stragglers,
         length_noise=cell.length_noise,

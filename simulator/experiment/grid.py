@@ -3,12 +3,13 @@
 baseline = "chunked"            # what others are compared with; a policy of the grid
 
 [grid]
-traces = ["azure.csv"]          # or made-up ones (.toml); paths from the folder of this file
+traces = ["azure.csv"]          # or made-up ones (.toml); paths from the folder of this file, or from that of traces
 loads = [0.5, 1.0, 1.5, 3.0]
 policies = ["headgate", "chunked", { policy = "headgate", preemption = "swap" }]
 seeds = [0, 1, 2, 3, 4]
 # and, one value or a list: tenants, devices, workers, knowledge, step_noise, stragglers, length_noise, kv_scale,
-# slo_scale, from_s, until_s
+# slo_scale, from_s, until_s; and counterfactual: so many refusals, and as many admissions, are judged in each run
+# { policy = "headgate", knowledge = "clairvoyant" } among the policies is what the others are measured against
 
 [anchor]                        # optional: loads are multiples of the capacity under this policy,
 policy = "chunked"              # the largest load at which it keeps
@@ -18,6 +19,7 @@ attainment = 0.9                # so much of what is offered
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +69,7 @@ _LISTS = {
     "step_noise": "step_noise",
     "stragglers": "stragglers",
     "length_noise": "length_noise",
+    "counterfactual": "counterfactual",
     "seeds": "seed",
     "loads": "load",
     "policies": "policy",
@@ -74,8 +77,8 @@ _LISTS = {
 _NEEDED = ("traces", "devices", "policies")
 
 
-def load_grid(path: str | Path) -> Grid:
-    """Read a grid file.
+def load_grid(path: str | Path, *, traces: str | Path | None = None) -> Grid:
+    """Read a grid file. `traces`: a folder where traces are looked for that are not beside it.
 
     :raises BadGrid: if it cannot be read, or a key or a value in it is wrong.
     """
@@ -89,7 +92,7 @@ def load_grid(path: str | Path) -> Grid:
     _known(path, "", tables, ("baseline", "grid", "anchor"))
     if not isinstance(lists := tables.get("grid"), dict):
         raise BadGrid(f"{path}: [grid] is missing; it lists {', '.join(_LISTS)}")
-    cells = _cells(path, lists)
+    cells = _cells(path, lists, (path.parent, *([] if traces is None else [Path(traces)])))
     baseline = tables.get("baseline")
     names = list(dict.fromkeys(cell.name for cell in cells))
     if baseline is not None and baseline not in names:
@@ -97,7 +100,7 @@ def load_grid(path: str | Path) -> Grid:
     return Grid(name=path.stem, baseline=baseline, anchor=_anchor(path, tables.get("anchor")), cells=cells)
 
 
-def _cells(path: Path, lists: dict[str, Any]) -> list[Cell]:
+def _cells(path: Path, lists: dict[str, Any], folders: Sequence[Path]) -> list[Cell]:
     _known(path, "grid.", lists, tuple(_LISTS))
     missing = [key for key in _NEEDED if key not in lists]
     if missing:
@@ -111,16 +114,16 @@ def _cells(path: Path, lists: dict[str, Any]) -> list[Cell]:
         for number, value in enumerate(given):
             if value in given[:number]:
                 raise BadGrid(f"{path}: grid.{key}: {value!r} is listed twice")
-        values.append([_parameters(path, key, value) for value in given])
+        values.append([_parameters(path, key, value, folders) for value in given])
     return [_cell(path, parts) for parts in product(*values)]
 
 
-def _parameters(path: Path, key: str, value: Any) -> dict[str, Any]:
+def _parameters(path: Path, key: str, value: Any, folders: Sequence[Path]) -> dict[str, Any]:
     """What one value of a list says of a cell, checked by itself, so that an error names its key."""
     if key == "policies":
         parameters = _policy(path, value)
     elif key in ("traces", "tenants", "devices"):
-        parameters = {_LISTS[key]: _located(path, key, value)}
+        parameters = {_LISTS[key]: _located(path, key, value, folders)}
     else:
         parameters = {_LISTS[key]: value}
     try:
@@ -147,14 +150,15 @@ def _policy(path: Path, value: Any) -> dict[str, Any]:
     return {"policy": name, "changes": changes}
 
 
-def _located(path: Path, key: str, value: Any) -> str:
+def _located(path: Path, key: str, value: Any, folders: Sequence[Path]) -> str:
     if not isinstance(value, str):
         raise BadGrid(f"{path}: grid.{key}: {value!r} is no path or name")
-    file = path.parent / value
-    if file.is_file():
-        return str(file.resolve())
+    files = [folder / value for folder in (folders if key == "traces" else folders[:1])]
+    for file in files:
+        if file.is_file():
+            return str(file.resolve())
     if key == "traces":
-        raise BadGrid(f"{path}: grid.traces: there is no file {file}")
+        raise BadGrid(f"{path}: grid.traces: there is no file {' or '.join(map(str, files))}")
     return value
 
 

@@ -16,6 +16,7 @@ import msgspec
 from simulator.experiment.cell import Cell
 from simulator.experiment.grid import Grid
 from simulator.experiment.store import CellResult
+from simulator.judgement import Share
 from simulator.metrics import Metrics, flat
 from simulator.quantiles import bootstrap_mean
 
@@ -41,6 +42,11 @@ FIGURES = (
     Figure("TPOT P99, ms", lambda m: _thousand(m.contract.tpot_p99_s), "number"),
     Figure("Jain index", lambda m: m.jain_index, "number"),
 )
+#: Shown only where they were asked for.
+_JUDGED = (
+    Figure("false refusals", lambda m: _false(m, "false_refusals"), "percent"),
+    Figure("false admissions", lambda m: _false(m, "false_admissions"), "percent"),
+)
 #: Those that are compared with the baseline.
 _COMPARED = (FIGURES[1], FIGURES[3])
 _Place = tuple[str, ...]
@@ -50,26 +56,60 @@ def _lowest(metrics: Metrics) -> float | None:
     return min((g.attainment_offered for g in metrics.deciles if g.attainment_offered is not None), default=None)
 
 
+def _false(metrics: Metrics, name: str) -> float | None:
+    found = metrics.counterfactual
+    judged: Share | None = None if found is None else getattr(found, name)
+    return judged.share if judged else None
+
+
 def _thousand(value: float | None) -> float | None:
     return None if value is None else 1000 * value
 
 
 def write_csv(results: Sequence[CellResult], path: Path) -> None:
-    """A row a run: its parameters, then its figures. Empty where there is none."""
+    """A row a run: its parameters, then its figures. Empty where there is none.
+
+    `of_clairvoyant` is the attainment of the offered over that of the first policy of the grid that knows everything,
+    in a run that differs in the policy alone.
+    """
     rows = []
+    knowing = _knowing(results)
     for result in results:
         cell = msgspec.structs.asdict(result.cell)
         changes = cell.pop("changes")
+        cell |= {key: Path(cell[key]).name for key in ("trace", "tenants", "device") if cell[key]}
         parameters = {
             **{f"cell_{key}": value for key, value in cell.items()},
             "changes": ";".join(f"{key}={value}" for key, value in changes.items()),
             "relative_load": result.relative_load,
         }
-        rows.append(parameters | flat(result.metrics))
+        best = knowing.get(_pair(result))
+        ratio = None if best is None else _ratio(result.metrics, best)
+        rows.append(parameters | flat(result.metrics) | {"of_clairvoyant": ratio})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _pair(result: CellResult) -> bytes:
+    """Equal for runs that differ in the policy alone."""
+    return msgspec.json.encode(msgspec.structs.replace(result.cell, policy="", changes={}, counterfactual=0))
+
+
+def _knowing(results: Sequence[CellResult]) -> dict[bytes, Metrics]:
+    """The run of the first policy that knows everything, for all that it is paired with."""
+    found: dict[bytes, Metrics] = {}
+    for result in results:
+        if result.cell.told == "clairvoyant":
+            found.setdefault(_pair(result), result.metrics)
+    return found
+
+
+def _ratio(metrics: Metrics, best: Metrics) -> float | None:
+    """Of their attainments of the offered."""
+    mine, theirs = metrics.contract.attainment_offered, best.contract.attainment_offered
+    return None if mine is None or not theirs else mine / theirs
 
 
 def groups_of(
@@ -111,12 +151,13 @@ def make_report(grid: Grid, results: Sequence[CellResult]) -> str:
             f"A load of 1 is the largest at which `{grid.anchor.policy}` keeps {grid.anchor.attainment:.0%} of what is "
             "offered in contract."
         )
+    knowing = next((result.cell.name for result in results if result.cell.told == "clairvoyant"), "")
     for place, loads in groups_of(results).items():
         parts.append(f"## {' · '.join(place)}")
         if grid.anchor is not None:
             parts.append(_anchor_line(results, place))
         for load, policies in sorted(loads.items()):
-            parts += [f"### Load {load:g}", _table(policies)]
+            parts += [f"### Load {load:g}", _table(policies, knowing)]
             if grid.baseline in policies and len(policies) > 1:
                 parts.append(_differences(policies, grid.baseline))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -127,11 +168,31 @@ def _anchor_line(results: Sequence[CellResult], place: _Place) -> str:
     return f"Load 1 is {cell.cell.load / cell.relative_load:.3g} times the speed of the trace."
 
 
-def _table(policies: Mapping[str, Mapping[int, Metrics]]) -> str:
-    lines = [["policy", *(figure.heading for figure in FIGURES)]]
+def _table(policies: Mapping[str, Mapping[int, Metrics]], knowing: str) -> str:
+    everybody = [metrics for runs in policies.values() for metrics in runs.values()]
+    figures = [*FIGURES, *(figure for figure in _JUDGED if any(figure.of(m) is not None for m in everybody))]
+    best = policies.get(knowing, {})
+    lines = [
+        ["policy", *(figure.heading for figure in figures), *(["of the offered, of the clairvoyant's"] * bool(best))]
+    ]
     for name, runs in policies.items():
-        lines.append([f"`{name}`", *(_interval(figure, list(runs.values())) for figure in FIGURES)])
-    return _markdown(lines)
+        line = [f"`{name}`", *(_interval(figure, list(runs.values())) for figure in figures)]
+        if best:
+            ratios = [_ratio(runs[seed], best[seed]) for seed in runs if seed in best]
+            line.append(_mean_percent([ratio for ratio in ratios if ratio is not None]))
+        lines.append(line)
+    bounds = [bound for metrics in everybody if (bound := metrics.attainment_bound) is not None]
+    above = (
+        f"\n\nNobody can keep more than {_mean_percent(bounds)} of what is offered (a fluid device)." if bounds else ""
+    )
+    return _markdown(lines) + above
+
+
+def _mean_percent(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean, low, high = (f"{100 * value:.1f}" for value in bootstrap_mean(values))
+    return f"{mean} %" if len(values) == 1 or low == high else f"{mean} % [{low} %, {high} %]"
 
 
 def _interval(figure: Figure, runs: Sequence[Metrics]) -> str:

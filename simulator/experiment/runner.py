@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from simulator.counterfactual import judge
+from simulator.door import Door, DoorMaker
 from simulator.errors import SimulatorError
 from simulator.experiment.anchor import capacity_of
-from simulator.experiment.cell import Cell, simulation_of, workload_of
+from simulator.experiment.cell import Cell, device_of, simulation_of, workload_of
 from simulator.experiment.grid import Anchor, Grid
 from simulator.experiment.store import CellResult, Store
+from simulator.fluid_bound import most_met
 from simulator.metrics import Metrics, measure
+from simulator.records import Result, Workload
+from simulator.simulation import Simulation
 
-__all__ = ["CellFailed", "Progress", "anchors_of", "run_cell", "run_grid"]
+__all__ = ["CellFailed", "Progress", "anchors_of", "measured", "run_cell", "run_grid"]
 
 #: Told how many of how many runs are over.
 Progress = Callable[[int, int], None]
@@ -33,8 +39,34 @@ def run_cell(cell: Cell) -> Metrics:
 
     :raises SimulatorError: if something in it is wrong.
     """
-    workload = workload_of(cell)
-    return measure(simulation_of(cell, workload=workload).run(), workload.tenants)
+    run = measured(cell, workload_of(cell))[1]
+    judged = run.counterfactual
+    if judged is None:
+        return run
+    # A grid keeps the shares alone.
+    return msgspec.structs.replace(run, counterfactual=msgspec.structs.replace(judged, cases=[]))
+
+
+def measured(
+    cell: Cell, workload: Workload, *, keep_steps: bool = False, progress: Callable[[float], None] | None = None
+) -> tuple[Result, Metrics]:
+    """Simulate one cell, on what `workload_of` gives, and judge it as it asks for.
+
+    :raises SimulatorError: if something in it is wrong.
+    """
+    judged = None
+    if cell.counterfactual:
+        make = partial(_make, cell, workload, keep_steps)
+        result, judged = judge(make, sample=cell.counterfactual, seed=cell.seed, progress=progress)
+    else:
+        result = _make(cell, workload, keep_steps, Door).run(progress)
+    bound = most_met(workload, device_of(cell), workers=cell.workers, load=cell.load)
+    run = measure(result, workload.tenants)
+    return result, msgspec.structs.replace(run, most_met=bound, counterfactual=judged)
+
+
+def _make(cell: Cell, workload: Workload, keep_steps: bool, door: DoorMaker) -> Simulation:
+    return simulation_of(cell, workload=workload, keep_steps=keep_steps, door=door)
 
 
 def run_grid(grid: Grid, folder: Path, *, jobs: int = 1, progress: Progress | None = None) -> list[CellResult]:

@@ -198,3 +198,28 @@ def test_a_bar_shows_on_a_terminal_and_when_it_takes_long(monkeypatch: pytest.Mo
         now[0] += 10
         bar.show(0.5, "working")
     assert terminal.text == ""
+
+
+def test_refusals_and_admissions_are_judged_where_it_is_asked_for(trace: Path) -> None:
+    """In detail, as columns of several runs, and case by case as JSON."""
+    arguments = ["simulate", "--trace", trace, "--device", "mock", "--load", "40", "--counterfactual", "5"]
+    result = _run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    for part in ("judged by forks", "came again when told", "contracts at most"):
+        assert part in result.stdout
+    assert "admissions" in _run(*arguments, "--policy", "chunked", "--policy", "headgate").stdout
+    (run,) = _json(*arguments)
+    found = run["counterfactual"]
+    assert len(found["cases"]) == found["false_refusals"]["of"] + found["false_admissions"]["of"]
+    assert found["false_refusals"]["count"] == sum(
+        case["is_false"] for case in found["cases"] if case["decision"] == "refused"
+    )
+
+
+def test_knowledge_may_be_changed_like_a_part_of_a_policy(trace: Path) -> None:
+    """So that a run that knows everything has a name of its own."""
+    (run,) = _json("simulate", "--trace", trace, "--device", "mock", "--set", "knowledge=clairvoyant")
+    assert run["policy"] == "headgate[knowledge=clairvoyant]"
+    refused = _run("simulate", "--trace", trace, "--device", "mock", "--set", "knowledge=everything")
+    assert refused.exit_code == 1
+    assert "clairvoyant" in refused.stderr

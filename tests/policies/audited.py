@@ -107,6 +107,7 @@ class Audited(Harness):
         self._check_preempted(victims, step, alone=alone)
         if step is not None:
             self._check_step(step)
+            self._check_filled(step, victims)
         elif self.core.in_flight < self.config.steps_in_flight:
             if not victims or alone:  # who gives way while a step runs leaves the start to the next plan
                 self._check_blocked()
@@ -115,14 +116,26 @@ class Audited(Harness):
         return step
 
     def _check_step(self, step: Step) -> None:
-        config, core = self.config, self.core
+        config = self.config
         assert sum(step.counts) <= self.budget, "more tokens than the budget"
         assert len(step.slots) <= self.size, "more rows than the batch takes"
         if config.max_chunk:
             assert max(step.counts, default=0) <= config.max_chunk, "a piece of a prompt is larger than it may be"
-        if config.batching == "splitfuse" and sum(step.counts) < self.budget and not config.max_chunk:
-            waits = [row for row in core._running.prefilling if row.behind]
-            assert not waits or len(step.slots) == self.size, "a step is not filled though prompts wait in slots"
+
+    def _check_filled(self, step: Step, victims: list[Preempted]) -> None:
+        """A step has room left only for a reason. Feedback queues and `flex_yields` choose who decodes; prompts are cut
+        or kept out for the pace (time-budgeted) and for whole ones (continuous, static, dynamic)."""
+        config, core = self.config, self.core
+        taken = set(step.slots)
+        if config.order != "mlfq" and not config.flex_yields:
+            idle = [row for row in core._running.decoding if row.slot not in taken]
+            assert all(row.computed + row.in_flight >= row.room for row in idle), "somebody could decode, and does not"
+        if config.batching not in ("chunked", "splitfuse"):
+            return
+        if sum(step.counts) < self.budget and len(taken) < self.size:
+            assert all(row.slot in taken for row in core._running.prefilling), "room is left, and a prompt stands still"
+            if not victims:
+                self._check_head(sum(len(new.tokens) // 4 for new in step.new))
 
     def _check_preempted(self, victims: list[Preempted], step: Step | None, *, alone: bool) -> None:
         """A victim has no tokens in the step that evicts it, nobody starts in it, and K times are the most."""
@@ -151,21 +164,25 @@ class Audited(Harness):
             assert row.computed + row.in_flight >= row.room, f"{row.request.id} could decode"
             assert not free, f"{row.request.id} could have had a block to decode"
         assert not core._running.prefilling, "a prompt could go on"
-        if core._running.decoding or not len(core._waiting) or not core._running.free_slots:
-            return
-        if self.config.batching in ("static", "dynamic"):
-            return  # the batch is the rule: the harness asks for it with nothing in flight
+        if not core._running.decoding and self.config.batching not in ("static", "dynamic"):
+            self._check_head(0)  # the rule of a batch that gathers is asked for with nothing in flight
+
+    def _check_head(self, new_tokens: int) -> None:
+        """The head of the queue could not have started (too) in the step that was planned, if any."""
+        core, pressure = self.core, self.core._planner._pressure
         head = core._waiting.head(self.now)
-        assert head is not None
+        if head is None:
+            return
         row = head[0]
         start = core._kv.look(row)
-        pressure = core._planner._pressure
         blocked = (
-            len(core._running) >= self.size
+            not core._running.free_slots
+            or len(core._running) >= core._planner._batching.hold
             or row.in_flight
             or not pressure.may_reserve(row)
             or core._planner._single_flight.wait(row, start)
-            or start.cost + pressure.reserve() > free
+            or start.cost + pressure.reserve() > core._kv.device.free
+            or (new_tokens and new_tokens + len(row.tokens) > self.config.new_tokens_per_step)
         )
         assert blocked, f"{row.request.id} could start"
 

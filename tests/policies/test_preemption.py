@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from harness import FixedStepTime, make_request
+from harness import FixedStepTime, Harness, make_request, worker_spec
 
-from policies.giving import Costs, Link
+from policies.config import SchedulerConfig
+from policies.draft import Draft
+from policies.giving import Costs, Link, to_come
 from policies.kv import KvMemory
 from policies.preemption import choose_set, standing
 from policies.rows import Row
@@ -151,10 +153,55 @@ def test_no_more_than_the_tail_that_is_needed_is_given() -> None:
 def test_a_victim_that_keeps_its_promise_goes_before_one_that_would_not() -> None:
     """A row far ahead of its pace gives way rather than one that is about to miss it."""
     bench = Bench()
-    late, ahead = bench.row("late", tpot_s=0.006), bench.row("ahead", tpot_s=1.0)
-    costs = bench.costs
-    misses = [costs.badness(row, costs.offer(row, 10, now=0.0), off_s=0.5, now=0.0)[0] for row in (late, ahead)]
+    late, ahead = bench.row("late", tpot_s=0.006, expected=40), bench.row("ahead", tpot_s=1.0, expected=40)
+    bench.row("other", expected=60)
+    bench.kv.device.take(bench.kv.device.free)
+    costs, ends = bench.costs, bench.costs.ends()
+    misses = [costs.badness(row, costs.offer(row, 10, now=0.0), ends=ends, now=0.0)[0] for row in (late, ahead)]
     assert misses == [True, False]
+
+
+def test_a_victim_whose_promise_is_broken_already_has_none_to_lose() -> None:
+    """Late with its first token, a row costs less than one that could rest for long and still keep its pace."""
+    bench = Bench()
+    broken, ahead = bench.row("broken", tpot_s=0.02), bench.row("ahead", tpot_s=0.5)
+    bench.kv.device.take(bench.kv.device.free)
+    broken.deadline = -1.0
+    costs, ends = bench.costs, bench.costs.ends()
+    bad = [costs.badness(row, costs.offer(row, 10, now=0.0), ends=ends, now=0.0) for row in (broken, ahead)]
+    assert [misses for misses, _ in bad] == [False, False]
+    assert bad[0][1] < bad[1][1]
+
+
+def test_a_victim_is_away_until_others_have_given_what_it_takes_to_return() -> None:
+    """The first end that makes room for all it has counts; for its worst case, if it returns immune."""
+    bench = Bench()
+    soon, late = bench.row("soon", expected=21), bench.row("late", expected=51)
+    victim = bench.row("victim", outputs=1600, expected=1000)
+    bench.kv.device.take(bench.kv.device.free)
+    ends, step_s = bench.costs.ends(), bench.costs.step_s()
+    assert ends.at_s == pytest.approx([20 * step_s, 50 * step_s, 999 * step_s])
+    assert bench.costs.away_s(victim, ends) == pytest.approx(50 * step_s)  # one of 256 blocks is not quite enough
+    bench.kv.device.release(range(1500, 1510), fence=0)
+    assert bench.costs.away_s(victim, ends) == pytest.approx(20 * step_s)
+    victim.preemptions = 1  # and 356 at its longest
+    assert bench.costs.away_s(victim, ends) == pytest.approx(50 * step_s)
+    assert soon.blocks
+    assert late.blocks
+
+
+def test_nobody_foretold_a_length_so_a_row_goes_on_for_as_long_as_it_has() -> None:
+    """An expectation counts until it is outlived; what is allowed bounds both."""
+    bench = Bench()
+    row = bench.row(outputs=200, expected=50)
+    assert to_come(row) == 49
+    row.tokens.extend([7] * 59)
+    row.left -= 59
+    assert to_come(row) == 60
+    row.tokens.extend([7] * 80)
+    row.left -= 80
+    assert to_come(row) == row.left == 60
+    assert to_come(bench.row(outputs=200)) == 16
 
 
 def test_who_ends_soon_is_told_by_what_was_foretold_else_by_the_bound() -> None:
@@ -167,3 +214,45 @@ def test_who_ends_soon_is_told_by_what_was_foretold_else_by_the_bound() -> None:
     bench.kv.grow(row)
     assert bench.costs.release_s(1) == pytest.approx(4 * bench.costs.step_s())
     assert bench.costs.release_s(1, but=[row]) == float("inf")
+
+
+def test_blocks_that_two_waiting_rows_share_are_taken_from_both() -> None:
+    """The first keeps what the second shares, and gives it up too once the second did: else the head of the queue would
+    wait for a block that nobody computes with, on an idle worker."""
+    h = Harness(worker_spec(blocks=8), SchedulerConfig(preemption="tail", watermark=0.0))
+    h.submit(make_request("a", [3] * 16 + [4] * 24, 10))
+    h.plan()
+    h.execute()
+    h.complete()
+    h.submit(make_request("b", [3] * 16 + [5] * 24, 10))
+    h.plan()
+    h.execute()
+    h.complete()
+    a, b = h.core._rows["a"], h.core._rows["b"]
+    assert a.blocks[0] == b.blocks[0]
+    for row, keeps in ((a, 1), (b, 2)):
+        h.core._planner._pressure.preempt(Draft(3, 64), row, len(row.blocks) - keeps, h.now)
+        assert len(row.blocks) == keeps
+    h.submit(make_request("whole", [6] * 118, 10, tier=0))
+    step = h.plan()
+    assert step is not None
+    assert [new.request for new in step.new] == ["whole"]
+    h.run()
+    h.check_end()
+
+
+def test_a_request_on_the_host_is_reported_as_one_that_is_to_come_with_all_it_has() -> None:
+    """It holds no device memory, but will: reported as computed, it would make those who run seem to hold less."""
+    spec = msgspec.structs.replace(worker_spec(blocks=8), host_blocks=8, swap_bytes_per_s=1e12, block_bytes=1)
+    h = Harness(spec, SchedulerConfig(preemption="swap", watermark=0.0))
+    h.submit(make_request("a", [3] * 40, 10))
+    h.plan()
+    h.execute()
+    h.complete()
+    row = h.core._rows["a"]
+    assert (row.computed, row.position, len(row.blocks)) == (40, 40, 3)
+    h.core._planner._pressure.preempt(Draft(3, 64), row, 3, h.now)
+    assert (row.saved, row.blocks) == (40, [])
+    load = h.core.load(h.now, "w").requests[0]
+    assert (load.prefill_left, load.context) == (41, 0)
+    assert load.prefill_left + load.context == len(row.tokens)

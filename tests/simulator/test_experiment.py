@@ -13,6 +13,7 @@ from simulator.experiment.cell import Cell, policies_of, workload_of
 from simulator.experiment.grid import BadGrid, load_grid
 from simulator.experiment.report import make_report, write_csv
 from simulator.experiment.runner import CellFailed, anchors_of, run_cell, run_grid
+from simulator.experiment.store import CellResult
 from simulator.metrics import Metrics
 from simulator.overrides import BadOverride, changed_policies
 
@@ -54,6 +55,17 @@ def test_a_grid_is_every_combination(grid_file: Path) -> None:
     assert {(cell.load, cell.seed) for cell in cells} == {(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)}
     assert all(Path(cell.trace).is_absolute() for cell in cells)
     assert policies_of(cells[1]).scheduler.order == "edf"
+
+
+def test_traces_may_lie_in_a_folder_of_their_own(grid_file: Path, tmp_path: Path) -> None:
+    """Beside the grid first; then in the folder that is given."""
+    folder = tmp_path / "grids"
+    folder.mkdir()
+    elsewhere = _write(folder)
+    cells = load_grid(elsewhere, traces=tmp_path).cells
+    assert {cell.trace for cell in cells} == {str((tmp_path / "small.csv").resolve())}
+    with pytest.raises(BadGrid, match="there is no file"):
+        load_grid(elsewhere, traces=folder)
 
 
 def test_a_grid_may_give_one_value_for_a_list(grid_file: Path) -> None:
@@ -183,6 +195,7 @@ def test_the_csv_has_a_row_a_run(grid_file: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert {(row["cell_policy"], row["changes"]) for row in rows} == {("chunked", ""), ("chunked", "order=edf")}
+    assert {(row["cell_trace"], row["cell_device"]) for row in rows} == {("small.csv", "mock")}
     assert all(int(row["contract_offered"]) + int(row["free_offered"]) == 60 for row in rows)
     assert all(0 <= float(row["contract_attainment_offered"]) <= 1 for row in rows)
 
@@ -279,3 +292,62 @@ def test_a_made_up_workload_is_a_trace_too(grid_file: Path, tmp_path: Path) -> N
     assert [group.name for group in results[0].metrics.tenants] == ["acme"]
     assert results[0].metrics.contract.offered > 10
     assert "## made" in make_report(load_grid(grid_file), results)
+
+
+def test_runs_of_a_grid_are_judged_where_it_asks_for_it(grid_file: Path) -> None:
+    """Shares and their intervals are columns; the judged requests themselves are not kept."""
+    cell = _cell(grid_file, policy="headgate", load=8.0, counterfactual=5)
+    metrics = run_cell(cell)
+    found = metrics.counterfactual
+    assert found is not None
+    assert (found.false_admissions.of, found.cases) == (min(5, found.admitted), [])
+    assert metrics.most_met is not None
+    assert metrics.contract.met <= metrics.most_met <= metrics.contract.offered
+    out = grid_file.parent / "runs.csv"
+    write_csv([CellResult(cell=cell, relative_load=8.0, metrics=metrics)], out)
+    (row,) = _rows(out)
+    assert float(row["false_admissions_low"]) <= float(row["false_admissions"]) <= float(row["false_admissions_high"])
+    assert float(row["attainment_bound"]) == metrics.most_met / metrics.contract.offered
+
+
+def test_whether_a_run_is_judged_is_no_reason_to_run_all_others_again(grid_file: Path) -> None:
+    """A result that was not asked for judgements keeps its name; one that was has another."""
+    plain = _cell(grid_file, changes={"order": "edf", "chunk_tokens": 64})
+    swapped = _cell(grid_file, changes={"chunk_tokens": 64, "order": "edf"})
+    assert plain.digest() == swapped.digest()
+    assert plain.digest() != _cell(grid_file, changes={"order": "edf", "chunk_tokens": 64}, counterfactual=5).digest()
+
+
+def test_policies_are_measured_against_one_that_knows_everything(grid_file: Path, tmp_path: Path) -> None:
+    """Paired by all but the policy, in the table and in the report."""
+    text = grid_file.read_text().replace('{ policy = "chunked", order = "edf" }', _CLAIRVOYANT)
+    grid_file.write_text(text.replace("loads = [0.5, 1.0]", "loads = [8.0]"))
+    grid = load_grid(grid_file)
+    assert [cell.told for cell in grid.cells if cell.seed == 0] == ["history", "clairvoyant"]
+    results = run_grid(grid, tmp_path / "out")
+    write_csv(results, out := tmp_path / "runs.csv")
+    rows = _rows(out)
+    for result, row in zip(results, rows, strict=True):
+        mine, best = (
+            r.metrics.contract.attainment_offered
+            for r in (result, next(r for r in results if r.cell.changes and r.cell.seed == result.cell.seed))
+        )
+        assert mine is not None
+        assert best
+        assert float(row["of_clairvoyant"]) == pytest.approx(mine / best)
+    assert "of the clairvoyant's" in make_report(grid, results)
+
+
+def test_knowledge_that_there_is_not_is_told(grid_file: Path) -> None:
+    """Before anything runs."""
+    grid_file.write_text(grid_file.read_text().replace('order = "edf"', 'knowledge = "everything"'))
+    with pytest.raises(BadGrid, match="clairvoyant"):
+        load_grid(grid_file)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
+_CLAIRVOYANT = '{ policy = "headgate", knowledge = "clairvoyant" }'
