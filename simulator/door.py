@@ -2,18 +2,21 @@
 
 A live scheduler reports 10 ms after a change, and every 100 ms. A report costs more than a step, and says nothing that
 a worker does not know a moment later: so here a report that would have come is made when a request arrives, or while
-somebody is deferred, when it is due. Under the kind "none" nobody looks and nothing is reported.
+somebody is deferred, when it is due; and in a fleet that is larger than a shortlist, a worker to which nothing came and
+where nothing ended reports when a decision is about to look at it. Under the kind "none" nobody looks and nothing is
+reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from math import inf
 from typing import Literal, Protocol
 
 from policies.admission import Admission, Admit, Decided, HistoryLengths, MaxTokens, Oracle, OutputLengths, Verdict
 from policies.catalog import PolicySet
-from policies.vocabulary import Contract, Request
+from policies.vocabulary import Contract, Request, WorkerLoad
 from simulator.records import Outcome, Workload
 from simulator.requests import MODEL
 from simulator.worker import SimulatedWorker
@@ -96,7 +99,12 @@ class Door:
         self._true_outputs: dict[str, int] = {}
         self._admission: Admission | None = None
         self._next_s = inf
+        self._last_s = 0.0  # `due` was called
         self._report_s = [-inf] * len(workers)  # when the next report of each worker would come
+        self._numbers = {worker.name: number for number, worker in enumerate(workers)}
+        #: Of a large fleet: the same, where something changed; a heap, in which what was reported since is dead.
+        self._changes: list[tuple[float, int]] = [(-inf, number) for number in range(len(workers))]
+        self._is_large = len(workers) > policies.admission.shortlist
         self.lengths: OutputLengths = HistoryLengths() if knowledge == "history" else MaxTokens()
         if policies.admission.kind == "none":
             return
@@ -112,6 +120,7 @@ class Door:
             lengths=self.lengths,
             contract_of=self._contract,
             tightest_tpot_s=self._tightest,
+            freshen=self._fresh if self._is_large else None,
         )
 
     def _contract(self, tenant: str) -> Contract | None:
@@ -158,6 +167,8 @@ class Door:
         """Somebody came to worker `number`, or ended there."""
         if self._admission is not None and now + REPORT_AFTER_S < self._report_s[number]:
             self._report_s[number] = now + REPORT_AFTER_S
+            if self._is_large:
+                heappush(self._changes, (now + REPORT_AFTER_S, number))
             if len(self._admission) and now + REPORT_AFTER_S < self._next_s:
                 self._next_s = now + REPORT_AFTER_S
 
@@ -166,8 +177,9 @@ class Door:
         admission = self._admission
         if admission is None:
             return []
+        self._last_s = now
         decided = admission.expire(now)
-        if self._report(admission, now):
+        if self._report(admission, now) or self._is_large:
             decided += admission.reexamine(MODEL, now)
         self._look_ahead(admission)
         return decided
@@ -190,14 +202,34 @@ class Door:
 
     def _report(self, admission: Admission, now: float) -> bool:
         """Make the reports that would have come by now; False if there are none."""
-        due = [number for number, at in enumerate(self._report_s) if at <= now]
-        if not due:
-            return False
-        loads = [self._workers[number].load(now) for number in due]
-        for number in due:
+        due = self._due_of_many(now) if self._is_large else [n for n, at in enumerate(self._report_s) if at <= now]
+        if due:
+            admission.report(MODEL, self._loads(due, now), now, whole=len(due) == len(self._workers))
+        return bool(due)
+
+    def _due_of_many(self, now: float) -> list[int]:
+        due = set()
+        while self._changes and self._changes[0][0] <= now:
+            at, number = heappop(self._changes)
+            if self._report_s[number] == at:
+                due.add(number)
+        return sorted(due)
+
+    def _fresh(self, workers: Sequence[str], now: float) -> list[WorkerLoad]:
+        """The reports that would have come of these."""
+        due = [number for worker in workers if self._report_s[number := self._numbers[worker]] <= now]
+        return self._loads(due, now)
+
+    def _loads(self, numbers: list[int], now: float) -> list[WorkerLoad]:
+        for number in numbers:
             self._report_s[number] = now + REPORT_EVERY_S
-        admission.report(MODEL, loads, now, whole=len(due) == len(self._workers))
-        return True
+        return [self._workers[number].load(now) for number in numbers]
 
     def _look_ahead(self, admission: Admission) -> None:
-        self._next_s = min(admission.wake_at(), min(self._report_s)) if len(admission) else inf
+        if not len(admission):
+            self._next_s = inf
+        elif self._is_large:
+            change_s = self._changes[0][0] if self._changes else inf
+            self._next_s = min(admission.wake_at(), change_s, self._last_s + REPORT_EVERY_S)
+        else:
+            self._next_s = min(admission.wake_at(), min(self._report_s))

@@ -116,6 +116,8 @@ class Admission:
     history of what was settled here. `contract_of` gives a tenant's contract (its target for attainment; by default
     0.99). `tightest_tpot_s` tells the tightest pace that any tenant was promised, so that requests without a contract
     leave room for it even before it comes. `load_stale_s`: a model whose last report is older has no worker.
+    `freshen(workers, now)` gives newer reports of workers that a decision is about to look at, where there are any: for
+    simulations of many workers, in which nobody reports what nobody looks at.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Admission:
         contract_of: Callable[[str], Contract | None] | None = None,
         tightest_tpot_s: Callable[[], float | None] | None = None,
         load_stale_s: float = inf,
+        freshen: Callable[[Sequence[str], float], Sequence[WorkerLoad]] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self._gate = _GATES[self.policy.kind]
@@ -139,6 +142,7 @@ class Admission:
         self._contract_of = contract_of or (lambda tenant: None)
         self._tightest_tpot_s = tightest_tpot_s or (lambda: None)
         self._load_stale_s = load_stale_s
+        self._freshen = freshen
         self._models: dict[str, _Model] = {}
         self._reservations = Reservations()
         self._model_of: dict[str, str] = {}  # of the deferred, by id
