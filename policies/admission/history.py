@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from math import ceil
+
+from policies.vocabulary import RequestLoad
 
 __all__ = ["OutputHistory"]
 
@@ -69,3 +72,25 @@ class OutputHistory:
                 left = ordered[first + rank - 1] - generated
                 return left if left < at_most else at_most
         return at_most
+
+    def of_live(self, tenants: Mapping[str, str], quantile: float) -> Callable[[RequestLoad], int]:
+        """`remaining` of live requests, whose `tenants` are given by id. In one call: a forecast asks for every one."""
+        own_of, everybody, enough, tenant_of = self._own.get, self._all.ordered, self._enough, tenants.get
+
+        def remaining(request: RequestLoad) -> int:
+            generated, own = request.generated, own_of(tenant_of(request.id, ""))
+            if own is not None:
+                ordered = own.ordered
+                first = bisect_right(ordered, generated)
+                n = len(ordered) - first
+                if n >= enough and (rank := ceil(quantile * (n + 1))) <= n:
+                    left, at_most = ordered[first + rank - 1] - generated, request.outputs_left
+                    return left if left < at_most else at_most
+            first = bisect_right(everybody, generated)
+            n = len(everybody) - first
+            if n >= enough and (rank := ceil(quantile * (n + 1))) <= n:
+                left, at_most = everybody[first + rank - 1] - generated, request.outputs_left
+                return left if left < at_most else at_most
+            return request.outputs_left
+
+        return remaining

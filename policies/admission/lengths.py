@@ -6,7 +6,7 @@ Live, they come from history; experiments also ask what perfect, noisy or no kno
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from policies.admission.history import OutputHistory
@@ -72,6 +72,10 @@ class HistoryLengths:
         """Of the tenant of that request; of all tenants where it is not known."""
         tenant = self._tenants.get(request.id, "")
         return self.history.remaining(tenant, request.generated, request.outputs_left, quantile)
+
+    def of_live(self, quantile: float) -> Callable[[RequestLoad], int]:
+        """`remaining` at that quantile, until something begins or ends."""
+        return self.history.of_live(self._tenants, quantile)
 
     def begun(self, request_id: str, tenant: str) -> None:
         """Remember whose it is."""

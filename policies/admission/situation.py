@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from policies.admission.lengths import MaxTokens, OutputLengths
+from policies.admission.lengths import HistoryLengths, MaxTokens, OutputLengths
 from policies.admission.reasons import Reason
 from policies.admission.verdict import Candidate, Policy, Refuse, Verdict
 from policies.admission.worker_state import Reservation
@@ -48,6 +48,8 @@ class Situation:
         lengths, quantile = self.lengths, self.policy.outputs_quantile
         if isinstance(lengths, MaxTokens):
             return None
+        if isinstance(lengths, HistoryLengths):
+            return lengths.of_live(quantile)
         return partial(lengths.remaining, quantile=quantile)
 
     def retry_s(self, wait_s: float) -> float:
