@@ -161,14 +161,20 @@ def _refused(outcome: Outcome, answer: httpx.Response, body: bytes) -> None:
 
 
 async def _read(answer: httpx.Response, outcome: Outcome, began: float) -> None:
-    async for line in answer.aiter_lines():
-        if not line.startswith("data: {"):
-            continue
+    rest = b""
+    async for piece in answer.aiter_bytes():
         now = time.perf_counter() - began
-        chunk = _chunk.decode(line[6:])
-        if chunk.usage is not None:
-            outcome.generated = chunk.usage.completion_tokens
-        if chunk.choices:
-            if outcome.first_token_s is None:
-                outcome.first_token_s = now
-            outcome.finished_s = now
+        # By hand: lines of text would also end at the separators of Unicode, which tokens may be.
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                _note(outcome, _chunk.decode(line[6:]), now)
+
+
+def _note(outcome: Outcome, chunk: _Chunk, now: float) -> None:
+    if chunk.usage is not None:
+        outcome.generated = chunk.usage.completion_tokens
+    if chunk.choices:
+        if outcome.first_token_s is None:
+            outcome.first_token_s = now
+        outcome.finished_s = now
