@@ -31,7 +31,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     model: str
     keys: Mapping[str, str]
-    #: Prompts are random ids below this. Small enough for any model; no two prompts share a block.
+    #: Prompts are random ids below this. Small enough for any model; no two prompts share a block, also of two runs.
     vocabulary: int = 256
 
 
@@ -61,11 +61,12 @@ async def replay(
     timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S)
     async with httpx.AsyncClient(base_url=target.url, limits=limits, timeout=timeout, trust_env=False) as http:
         began = time.perf_counter()
+        run = time.time_ns()  # so that no prompt is in the prefix cache from a run before
         tasks: list[asyncio.Task[Outcome]] = []
         try:
             for number, arrival in enumerate(workload.arrivals):
                 at_s = arrival.at_s / load
-                payload = _payload(arrival, target, number)
+                payload = _payload(arrival, target, run + number)
                 await asyncio.sleep(max(0.0, began + at_s - time.perf_counter()))
                 outcome = _expected(workload, arrival, at_s)
                 tasks.append(asyncio.create_task(_ask(http, target.keys[arrival.tenant], payload, outcome, began)))
@@ -95,8 +96,8 @@ async def replay(
     )
 
 
-def _payload(arrival: Arrival, target: Target, number: int) -> bytes:
-    draw = Random(number)
+def _payload(arrival: Arrival, target: Target, seed: int) -> bytes:
+    draw = Random(seed)
     body = {
         "model": target.model,
         "prompt": [draw.randrange(1, target.vocabulary) for _ in range(arrival.prompt_tokens)],
@@ -160,14 +161,20 @@ def _refused(outcome: Outcome, answer: httpx.Response, body: bytes) -> None:
 
 
 async def _read(answer: httpx.Response, outcome: Outcome, began: float) -> None:
-    async for line in answer.aiter_lines():
-        if not line.startswith("data: {"):
-            continue
+    rest = b""
+    async for piece in answer.aiter_bytes():
         now = time.perf_counter() - began
-        chunk = _chunk.decode(line[6:])
-        if chunk.usage is not None:
-            outcome.generated = chunk.usage.completion_tokens
-        if chunk.choices:
-            if outcome.first_token_s is None:
-                outcome.first_token_s = now
-            outcome.finished_s = now
+        # By hand: lines of text would also end at the separators of Unicode, which tokens may be.
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                _note(outcome, _chunk.decode(line[6:]), now)
+
+
+def _note(outcome: Outcome, chunk: _Chunk, now: float) -> None:
+    if chunk.usage is not None:
+        outcome.generated = chunk.usage.completion_tokens
+    if chunk.choices:
+        if outcome.first_token_s is None:
+            outcome.first_token_s = now
+        outcome.finished_s = now

@@ -20,19 +20,16 @@ With noise on step times, a fork draws other noise than the run from the flip on
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, nextafter
-from statistics import quantiles
 
 import msgspec
 
 from policies.admission import Admit
-from policies.vocabulary import Tier
 from simulator.door import Door, DoorMaker
 from simulator.errors import BadFleet, LawBroken
-from simulator.judgement import Case, Counterfactuals, Judged, share
+from simulator.judgement import Case, Counterfactuals, sum_up
 from simulator.metrics import in_contract
 from simulator.moving import MovingSimulation
 from simulator.records import Outcome, Result
@@ -83,7 +80,12 @@ def judge(
     if list(replay.outcomes) != outcomes:
         raise LawBroken("the replay of all decisions came out otherwise than the run")
     cases = _retried(make, outcomes, dict(zip(chosen, cases, strict=True)), lambda done: tell((2 + done) / 3))
-    return base, _summed(outcomes, contract, len(refused), len(admitted), cases)
+    return base, sum_up(
+        cases,
+        refused=len(refused),
+        admitted=len(admitted),
+        lengths=[outcomes[i].prompt_tokens for i in contract],
+    )
 
 
 def _name_workers(decisions: dict[str, Decision], base: Result) -> None:
@@ -227,57 +229,3 @@ def _come_again(fork: Simulation, request: str) -> str:
     if outcome.decision in ("admitted", "shed"):
         return "met" if outcome.met else "missed"
     return outcome.decision
-
-
-def _summed(
-    outcomes: Sequence[Outcome], contract: Sequence[int], refused: int, admitted: int, cases: list[Case]
-) -> Counterfactuals:
-    whole = _judged("in contract", cases)
-    let_in = [case for case in cases if case.decision == "admitted"]
-    turned_away = [case for case in cases if case.decision == "refused"]
-    for_ever = [case for case in turned_away if case.retry_after_s is None]
-    again = [case for case in turned_away if case.retry]
-    return Counterfactuals(
-        refused=refused,
-        admitted=admitted,
-        false_refusals=whole.false_refusals,
-        false_admissions=whole.false_admissions,
-        missed=share(sum(not case.met for case in let_in), len(let_in)),
-        harmful=share(sum(case.met and case.is_false for case in let_in), len(let_in)),
-        impossible=share(sum(case.is_false for case in for_ever), len(for_ever)),
-        retries_admitted=share(sum(case.retry in ("met", "missed") for case in again), len(again)),
-        retries_met=share(sum(case.retry == "met" for case in again), len(again)),
-        tiers=list(_by_tier(cases)),
-        deciles=list(_by_length([outcomes[i].prompt_tokens for i in contract], cases)),
-        cases=cases,
-    )
-
-
-def _judged(name: str, cases: Sequence[Case]) -> Judged:
-    by = {
-        decision: [case.is_false for case in cases if case.decision == decision] for decision in ("refused", "admitted")
-    }
-    return Judged(
-        name=name,
-        false_refusals=share(sum(by["refused"]), len(by["refused"])),
-        false_admissions=share(sum(by["admitted"]), len(by["admitted"])),
-    )
-
-
-def _by_tier(cases: Sequence[Case]) -> Iterator[Judged]:
-    for tier in sorted({case.tier for case in cases}):
-        name = Tier(tier).name if tier in Tier.__members__.values() else f"tier {tier}"
-        yield _judged(name, [case for case in cases if case.tier == tier])
-
-
-def _by_length(lengths: Sequence[int], cases: Sequence[Case]) -> Iterator[Judged]:
-    """In deciles of all that were offered, not of the sample."""
-    if len(lengths) < 10:
-        return
-    cuts = quantiles(lengths, n=10, method="inclusive")
-    groups: dict[int, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(bisect_left(cuts, case.prompt_tokens), []).append(case)
-    for _, group in sorted(groups.items()):
-        tokens = [case.prompt_tokens for case in group]
-        yield _judged(f"{min(tokens)}-{max(tokens)}", group)

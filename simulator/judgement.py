@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from math import sqrt
+from statistics import quantiles
 
 import msgspec
 
-__all__ = ["Case", "Counterfactuals", "Judged", "Share", "share"]
+from policies.vocabulary import Tier
+
+__all__ = ["Case", "Counterfactuals", "Judged", "Share", "share", "sum_up"]
 
 _Z = 1.959963984540054  # of a standard normal variable: 95 % lie within
 
@@ -83,3 +88,56 @@ class Counterfactuals(msgspec.Struct, frozen=True, kw_only=True):
     tiers: list[Judged]
     deciles: list[Judged]  # by prompt length
     cases: list[Case]  # the sample, in order of arrival
+
+
+def sum_up(cases: list[Case], *, refused: int, admitted: int, lengths: Sequence[int]) -> Counterfactuals:
+    """The rates of a sample out of so many. `lengths`: prompt tokens of all that were offered in contract."""
+    whole = _judged("in contract", cases)
+    let_in = [case for case in cases if case.decision == "admitted"]
+    turned_away = [case for case in cases if case.decision == "refused"]
+    for_ever = [case for case in turned_away if case.retry_after_s is None]
+    again = [case for case in turned_away if case.retry]
+    return Counterfactuals(
+        refused=refused,
+        admitted=admitted,
+        false_refusals=whole.false_refusals,
+        false_admissions=whole.false_admissions,
+        missed=share(sum(not case.met for case in let_in), len(let_in)),
+        harmful=share(sum(case.met and case.is_false for case in let_in), len(let_in)),
+        impossible=share(sum(case.is_false for case in for_ever), len(for_ever)),
+        retries_admitted=share(sum(case.retry in ("met", "missed") for case in again), len(again)),
+        retries_met=share(sum(case.retry == "met" for case in again), len(again)),
+        tiers=list(_by_tier(cases)),
+        deciles=list(_by_length(lengths, cases)),
+        cases=cases,
+    )
+
+
+def _judged(name: str, cases: Sequence[Case]) -> Judged:
+    by = {
+        decision: [case.is_false for case in cases if case.decision == decision] for decision in ("refused", "admitted")
+    }
+    return Judged(
+        name=name,
+        false_refusals=share(sum(by["refused"]), len(by["refused"])),
+        false_admissions=share(sum(by["admitted"]), len(by["admitted"])),
+    )
+
+
+def _by_tier(cases: Sequence[Case]) -> Iterator[Judged]:
+    for tier in sorted({case.tier for case in cases}):
+        name = Tier(tier).name if tier in Tier.__members__.values() else f"tier {tier}"
+        yield _judged(name, [case for case in cases if case.tier == tier])
+
+
+def _by_length(lengths: Sequence[int], cases: Sequence[Case]) -> Iterator[Judged]:
+    """In deciles of all that were offered, not of the sample."""
+    if len(lengths) < 10:
+        return
+    cuts = quantiles(lengths, n=10, method="inclusive")
+    groups: dict[int, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(bisect_left(cuts, case.prompt_tokens), []).append(case)
+    for _, group in sorted(groups.items()):
+        tokens = [case.prompt_tokens for case in group]
+        yield _judged(f"{min(tokens)}-{max(tokens)}", group)

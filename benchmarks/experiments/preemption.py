@@ -13,9 +13,11 @@ the hybrid, only what comes free by it. Deterministic; ten seconds on one core.
 from __future__ import annotations
 
 import time
+from math import nan
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from msgspec.structs import replace
 
 from benchmarks.experiments._runs import arguments, run, show, write
@@ -127,7 +129,7 @@ def crossover() -> None:
     for name in DEVICES:
         plain = load_device(name)
         cases = [(context, 1.0, 0) for context in CONTEXTS]
-        cases += [(4096, scale, 0) for scale in (0.5, 0.25, 0.125, 0.0625)]
+        cases += [(4096, scale, 0) for scale in (0.5, 0.25, 0.125, 0.0625, 0.03125)]
         cases += [(4096, 1.0, shared) for shared in (1024, 2048, 3072, 3584)]
         for context, link, shared in cases:
             device = replace(plain, slots=BESIDE + 1, swap_bytes_per_s=plain.swap_bytes_per_s * link)
@@ -181,14 +183,18 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
                 axes.plot(
                     x, [r[f"{way}_rule_s"] for r in shown], color=PALETTE[number], lw=1, label=f"{way}, by the rule"
                 )
-            if key != "shared":
+            if key == "shared":
+                taken = [r["hybrid_s"] or nan for r in shown[1:]]  # for a slot alone it gives nothing away
+                axes.plot(x[1:], taken, "x", color=PALETTE[2], ms=5, label="hybrid, measured")
+            else:
                 axes.set_xscale("log", base=2)
-                axes.set_xticks(x, [f"{value:g}" for value in x])
+                axes.yaxis.set_minor_formatter(NullFormatter())
+                axes.set_xticks(x, [f"{value:.3g}" if value < 1000 else f"{value}" for value in x])
             axes.set_yscale("log")
             dress(
                 axes, title=name if key == "context" else "", x=label, y="seconds of rows" if key == "context" else ""
             )
-    legend_below(page, *grid[0].get_legend_handles_labels())
+    legend_below(page, *grid[2].get_legend_handles_labels())
     return page
 
 

@@ -81,7 +81,10 @@ class _Model:
         self.fleet = Fleet()
         self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
         # Apart for requests under contract and without: these yield to those in any case.
-        self.fair = {binds: FairLine(window_s=policy.fair_window_s) for binds in (True, False)}
+        self.fair = {
+            binds: FairLine(window_s=policy.fair_window_s, least=policy.fair_room, most=policy.fair_most)
+            for binds in (True, False)
+        }
         self.ladder = None if policy.ladder is None or policy.kind != "contract" else Ladder(policy.ladder)
         self.level = Level.calm
         self.pressure = 0.0
@@ -186,6 +189,7 @@ class Admission:
                 if not isinstance(verdict, Admit):
                     fair.short(now)
                 fair.asked(request.tenant, self._cost_s(state, candidate), request.weight, now)
+                fair.decided(request.tenant, refused=isinstance(verdict, Refuse), now=now)
         if candidate.binds and candidate.model in self._models:
             self._models[candidate.model].promised(candidate, now)
         return self._settle_on(request, candidate, verdict, now)
@@ -302,7 +306,7 @@ class Admission:
         state, policy = self._models.get(candidate.model), self.policy
         if state is None or not len(state.fleet) or now - state.fleet.heard_at >= self._load_stale_s:
             return nobody(policy)
-        room = policy.fair_room if self._must_leave_room(state, candidate, now) else 0.0
+        room = state.fair[candidate.binds].room if self._must_leave_room(state, candidate, now) else 0.0
         if state.level >= Level.relegate and room and policy.relegate and candidate.binds:
             candidate = msgspec.structs.replace(candidate, committed=False)
         if state.level >= Level.refuse:
@@ -328,7 +332,7 @@ class Admission:
             pace_margin=pace_margin,
             room=room,
             jitter=self._random.random() if jitter is None else jitter,
-            keep_tpot_s=self._kept_pace_s(state, candidate, room > 0, now),
+            keep_tpot_s=self._kept_pace_s(state, candidate, room, now),
             wait_s=wait_s,
             step_s=step_s,
         )
@@ -360,16 +364,21 @@ class Admission:
         state.pressure = state.fleet.pressure(None if state.ttft is None else state.ttft[0])
         state.level = state.ladder.level(now, state.pressure)
 
-    def _kept_pace_s(self, state: _Model, candidate: Candidate, leaves_room: bool, now: float) -> float | None:
+    def _kept_pace_s(self, state: _Model, candidate: Candidate, room: float, now: float) -> float | None:
         """The pace that a candidate must leave possible: without a contract or above its fair line, the tightest that
         any tenant was promised; else the tightest that a higher class came with lately. A batch that grew to the pace
-        of a lower class would shut a higher one out."""
+        of a lower class would shut a higher one out; one that grew to the pace of its own leaves no room for prompts,
+        so where the room of others is steered it is of the pace too."""
         higher = state.pace_above(candidate.tier, now)
-        if candidate.binds and not leaves_room:
+        if candidate.binds and not room:
             return higher
         any_pace = self._tightest_tpot_s()
-        paces = [pace for pace in (higher, any_pace) if pace is not None]
-        return min(paces, default=None)
+        pace = min((pace for pace in (higher, any_pace) if pace is not None), default=None)
+        if pace is None or not room or not state.fair[candidate.binds].steered:
+            return pace
+        c = state.fleet.any_load().step_time
+        empty_s = max(c.floor_s, c.base_s + c.per_token_s) + c.per_row_s
+        return pace - room * max(0.0, pace - empty_s)
 
     def _overloaded(self, state: _Model) -> Refuse:
         rungs = self.policy.ladder or Rungs()

@@ -10,6 +10,9 @@ A tenant is above the line if it asks for more than its share and gets it, or ne
 is not, the one above must leave room: part of the time that it could wait, of the slots and of the blocks
 (`Policy.fair_room`), so that the other finds the device less than full whenever it comes. The loss is bounded by that
 room, and lasts as long as the window: capacity that nobody else asks for is given out again.
+
+How much room is enough depends on how long the prompts of the others are, and how even. With `most`, it is steered: it
+grows while more than one in fifty of those below the line is refused, and shrinks while fewer are.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ __all__ = ["FairLine"]
 _FORGOTTEN_S = 1e-6
 #: So often the line is drawn anew, in windows.
 _REDRAWN = 0.005
+#: By so much the room grows with a refusal below the line; of those below, so many may be refused.
+_ROOM_STEP, _REFUSED = 0.1, 0.02
 
 
 class _Account:
@@ -36,9 +41,20 @@ class _Account:
 
 class FairLine:
     """The accounts of at most `tenants` tenants (those that asked last). O(1) an arrival, and O(n log n) in the tenants
-    of the window 200 times a window at most."""
+    of the window 200 times a window at most.
 
-    def __init__(self, *, window_s: float = 10.0, slack: float = 0.1, tenants: int = 1024) -> None:
+    `room` is what those above the line leave, between `least` and `most`; with `most` at or below `least` it is fixed.
+    """
+
+    def __init__(
+        self,
+        *,
+        window_s: float = 10.0,
+        slack: float = 0.1,
+        tenants: int = 1024,
+        least: float = 0.2,
+        most: float = 0.0,
+    ) -> None:
         if window_s <= 0 or not 0 <= slack < 1:
             raise ValueError(f"fair line over {window_s} s, slack {slack}: needs a window > 0 and a slack in [0, 1)")
         self._window_s, self._slack, self._tenants = window_s, slack, tenants
@@ -46,6 +62,22 @@ class FairLine:
         self._above: set[str] = set()
         self._others = False  # somebody with demand is not above
         self._drawn_at = self._short_at = float("-inf")
+        self.room, self._least, self._most = least, least, max(least, most)
+
+    @property
+    def steered(self) -> bool:
+        """Whether the room grows and shrinks."""
+        return self._most > self._least
+
+    def decided(self, tenant: str, *, refused: bool, now: float) -> None:
+        """A newcomer was refused for want of room, or was not: what decides whether those below the line have enough.
+
+        O(1). Nothing changes while nobody is above the line.
+        """
+        if not self.steered or not self._above or tenant in self._above or now - self._short_at > self._window_s:
+            return
+        change = _ROOM_STEP if refused else -_ROOM_STEP * _REFUSED / (1 - _REFUSED)
+        self.room = min(self._most, max(self._least, self.room + change))
 
     def short(self, now: float) -> None:
         """A request had to wait or go."""

@@ -56,6 +56,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     above_rate: bool = False  # a tenant above its committed rate goes in as best effort; else its limits refuse it
 
     fair_room: float = 0.2  # contract: what a tenant above its fair line leaves to others (see fairness.py); 0: off
+    fair_most: float = (
+        0.0  # ... and up to so much, of the pace above an empty step too, while those below their line are
+    )
+    # refused (see fairness.py); not above `fair_room`: it is fixed
     fair_window_s: float = 10.0  # over which shares are compared
 
     ladder: Rungs | None = Rungs()  # contract: what is given up under overload (policies/overload.py); None: nothing
