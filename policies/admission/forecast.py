@@ -143,12 +143,14 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
     last = next((i for i in range(len(prompts) - 1, place - 1, -1) if prompts[i][8] < inf), place - 1)
     rows, count, context = state.rows, len(state.rows), state.context
     decode, joined, gone = state.decode_s, inf, 0
+    lent_pace, even_pace, crowded = state.lent_pace, state.even_pace, state.crowded
+    take, give = slots.take, slots.give
     time, steps = state.lag_s, 0.0
     hold = start = first_token = victim = delay = 0.0
     slower = 0.0  # by how much prompts have put off the ends of the rows
     for prompt in (*prompts[:place], own, *prompts[place : last + 1]):
         _, _, _, left, before, outputs, prompt_pace, begun, prompt_due = prompt
-        free_at = 0.0 if begun else slots.take(slower)
+        free_at = 0.0 if begun else take(slower)
         at = time if time > free_at else free_at
         if prompt is own:
             hold = max(free_at, not_before)
@@ -157,20 +159,21 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             count -= 1
             context -= rows[gone][1]
             gone += 1
-        room, step = _room(state, count, context, min(joined, state.lent_pace), left, before)
+        tightest = joined if joined < lent_pace else lent_pace
+        room, step = _room(state, count, context, tightest, left, before)
         taken = left / room
         spent = taken * step
-        lent = max(0.0, LEND_STEPS - steps)
-        if taken > lent and state.even_pace < min(joined, state.lent_pace):  # leads are used up on the way
+        if even_pace < tightest and steps + taken > LEND_STEPS:  # leads are used up on the way
+            lent = max(0.0, LEND_STEPS - steps)
             done = lent * room
-            room, step = _room(state, count, context, min(joined, state.even_pace), left - done, before + done)
+            room, step = _room(state, count, context, even_pace, left - done, before + done)
             taken = lent + (left - done) / room
             spent = spent * done / left + (taken - lent) * step
         steps += taken
         end = at + spent
         if prompt is own or delay:
             end += (ceil(steps - 1e-9) - steps) * step
-        if not state.crowded:
+        if not crowded:
             # The only prompt there is: its last step is as short as its own tokens.
             whole, rest = divmod(left, room)
             end = at + whole * step + (_room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0)
@@ -184,7 +187,7 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             time = at + spent
         if step > decode:
             slower += spent - taken * decode
-        slots.give(end + outputs * decode - slower)
+        give(end + outputs * decode - slower)
         count += 1
         context += before + left
         if prompt_pace < joined:

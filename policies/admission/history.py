@@ -18,6 +18,8 @@ from policies.vocabulary import RequestLoad
 
 __all__ = ["OutputHistory"]
 
+_NO_BOUND = 1 << 62
+
 
 class _Window:
     """The last `size` lengths, sorted."""
@@ -76,9 +78,16 @@ class OutputHistory:
     def of_live(self, tenants: Mapping[str, str], quantile: float) -> Callable[[RequestLoad], int]:
         """`remaining` of live requests, whose `tenants` are given by id. In one call: a forecast asks for every one."""
         own_of, everybody, enough, tenant_of = self._own.get, self._all.ordered, self._enough, tenants.get
+        of, fresh = self.remaining, dict[str, int]()
 
         def remaining(request: RequestLoad) -> int:
-            generated, own = request.generated, own_of(tenant_of(request.id, ""))
+            generated, tenant = request.generated, tenant_of(request.id, "")
+            if not generated:  # prompts of one tenant are alike
+                if tenant not in fresh:
+                    fresh[tenant] = of(tenant, 0, _NO_BOUND, quantile)
+                left, at_most = fresh[tenant], request.outputs_left
+                return left if left < at_most else at_most
+            own = own_of(tenant)
             if own is not None:
                 ordered = own.ordered
                 first = bisect_right(ordered, generated)
