@@ -218,7 +218,7 @@ class Planner:
         draft.swap_in += kv.start(row, start, draft.number)
         self._waiting.started(row)
         running.enter(row)
-        self._single_flight.leads(row, start)
+        self._single_flight.leads(row)
         row.started = draft.number
         draft.new_tokens += len(row.tokens)
         draft.new.append(_new_row(row))

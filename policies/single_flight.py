@@ -14,55 +14,57 @@ from policies.vocabulary import BLOCK_SIZE
 
 __all__ = ["SingleFlight"]
 
-#: Fewer names than this are not worth looking through.
-_FEW_NAMES = 1024
+#: Fewer rows than this are not worth looking through.
+_FEW_ROWS = 64
 
 
 class SingleFlight:
-    """Which row computes which block first."""
+    """Which rows compute blocks of their prompts: as a rule a handful. A start costs as much as there are of them."""
 
     __slots__ = ("_leaders", "_least", "_look_at")
 
     def __init__(self, least_tokens: int) -> None:
         self._least = max(1, least_tokens // BLOCK_SIZE)
-        self._leaders: dict[bytes, Row] = {}  # by the name of each block that they compute
-        self._look_at = _FEW_NAMES
+        self._leaders: dict[Row, int] = {}  # and up to which of its blocks each computes
+        self._look_at = _FEW_ROWS
 
     def __deepcopy__(self, memo: dict[int, object]) -> SingleFlight:
         """Of the same leaders, without those that compute nothing any more."""
         other = memo[id(self)] = object.__new__(SingleFlight)
         other._least, other._look_at = self._least, self._look_at
-        other._leaders = {name: deepcopy(row, memo) for name, row in self._leaders.items() if row.slot >= 0}
+        other._leaders = {deepcopy(row, memo): end for row, end in self._alive().items()}
         return other
 
-    def leads(self, row: Row, start: Start) -> None:
+    def leads(self, row: Row) -> None:
         """A row started: it computes what it did not hit."""
         if len(self._leaders) >= self._look_at:
-            # Each entry keeps its row alive with all its tokens: let go of those without a slot, at a constant cost a
-            # name.
-            self._leaders = {name: leader for name, leader in self._leaders.items() if leader.slot >= 0}
-            self._look_at = max(_FEW_NAMES, 2 * len(self._leaders))
-        first = start.computed // BLOCK_SIZE
-        names = row.chain[first : (len(row.tokens) - 1) // BLOCK_SIZE]
-        if names and names[0] in self._leaders:
-            leaders = self._leaders
-            names = [n for i, n in enumerate(names, first) if n not in leaders or not _computing(leaders[n], i)]
-        # Names are chained: where nobody leads the first, nobody leads those behind it.
-        self._leaders.update(dict.fromkeys(names, row))
+            # Each entry keeps its row alive with all its tokens: let go of those that are done, at a constant cost.
+            self._leaders = self._alive()
+            self._look_at = max(_FEW_ROWS, 2 * len(self._leaders))
+        self._leaders[row] = (len(row.tokens) - 1) // BLOCK_SIZE
 
     def wait(self, row: Row, start: Start) -> bool:
         """Whether a waiting row gains enough by letting another compute the blocks that it misses."""
         first = start.computed // BLOCK_SIZE
         last = first + self._least - 1
-        chain = row.chain
         if last >= (len(row.tokens) - 1) // BLOCK_SIZE:
             return False
-        return self._leads(chain[first], first, row) and self._leads(chain[last], last, row)
+        self._leaders = self._alive()
+        return self._is_led(row, first) and self._is_led(row, last)
 
-    def _leads(self, name: bytes, block: int, row: Row) -> bool:
-        leader = self._leaders.get(name)
-        return leader is not None and leader.tier <= row.tier and _computing(leader, block)
+    def _is_led(self, row: Row, block: int) -> bool:
+        """Whether a row of its class or a higher one computes the content of this block."""
+        name = row.chain[block]
+        return any(
+            leader.registered <= block < min(end, len(leader.blocks))
+            and leader.chain[block] == name
+            and leader.tier <= row.tier
+            for leader, end in self._leaders.items()
+        )
+
+    def _alive(self) -> dict[Row, int]:
+        return {row: end for row, end in self._leaders.items() if _computing(row) and row.registered < end}
 
 
-def _computing(row: Row, block: int) -> bool:
-    return row.place in (Place.prefilling, Place.decoding, Place.draining) and row.registered <= block < len(row.blocks)
+def _computing(row: Row) -> bool:
+    return row.place in (Place.prefilling, Place.decoding, Place.draining)

@@ -78,7 +78,7 @@ class SimulatedDevice:
         self._per_attended, self._per_context, self._per_row = c.per_attended_s, c.per_context_s, c.per_row_s
         self._block_bytes, self._swap_bytes_per_s = device.block_bytes, device.swap_bytes_per_s
         self._arrivals = arrivals
-        self.noise = noise
+        self.noise, self._noisy = noise, bool(noise)
         self.random = random
         slots = min(device.slots, device.tokens_per_step)
         self.position = [0] * slots  # tokens computed, by slot, with those of launched steps
@@ -108,7 +108,7 @@ class SimulatedDevice:
         tokens, attended, context, special = self._give(slots, step.counts)
         if slots:
             computing = self.seconds(tokens, attended, context, len(slots))
-            if self.noise:
+            if self._noisy:
                 computing *= self.noise.factor(self.random)
             seconds = max(computing, seconds)
         done = self._done(step.number, slots, special, seconds)
@@ -133,20 +133,20 @@ class SimulatedDevice:
     def foresee(self, slots: list[int], most: int, until_s: float = inf) -> Foreseen:
         """How `most` results come, the oldest first, with another step of the same rows launched after each; only those
         that are there before `until_s`. Nothing changes but the random numbers, until `take` and `forget`."""
-        launched, rows, noise = self.launched, len(slots), self.noise
+        launched, rows, noise, noisy = self.launched, len(slots), self.noise, self._noisy
         dense = max(self._floor, self._base + self._per_token * rows)
         per_context, of_rows = self._per_context, self._per_row * rows
         context, busy_until = sum([self.position[slot] for slot in slots]), self.busy_until_s
         dues = [step.due_s for step in launched]
         durations_s = [step.done.duration_s for step in launched]
-        state = self.random.getstate() if noise else None
+        state = self.random.getstate() if noisy else None
         for number in range(most):
             if dues[number] >= until_s:
                 most = number
                 break
             context += rows
             seconds = dense + (per_context * context + of_rows)
-            if noise:
+            if noisy:
                 seconds *= noise.factor(self.random)
             busy_until += seconds
             dues.append(busy_until)
