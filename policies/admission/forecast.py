@@ -161,8 +161,11 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
         taken = left / room
         spent = taken * step
         lent = max(0.0, LEND_STEPS - steps)
-        if taken > lent and state.even_pace < min(joined, state.lent_pace):  # leads are used up on the way
-            done = lent * room
+        done = lent_s = 0.0
+        if taken > lent and min(joined, state.even_pace) != min(
+            joined, state.lent_pace
+        ):  # leads are used up on the way
+            done, lent_s = lent * room, lent * step
             room, step = _room(state, count, context, min(joined, state.even_pace), left - done, before + done)
             taken = lent + (left - done) / room
             spent = spent * done / left + (taken - lent) * step
@@ -172,8 +175,9 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             end += (ceil(steps - 1e-9) - steps) * step
         if not state.crowded:
             # The only prompt there is: its last step is as short as its own tokens.
-            whole, rest = divmod(left, room)
-            end = at + whole * step + (_room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0)
+            whole, rest = divmod(left - done, room)
+            last_s = _room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0
+            end = at + lent_s + whole * step + last_s
         if prompt is own:
             start, first_token, delay = at, end, spent
             time = max(time, free_at) + spent  # held back, it lets the others pass
