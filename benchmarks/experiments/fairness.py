@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.fairness [bound] [flood] [shared] [--traces DIR]
 
-Deterministic. Takes about three minutes on one core; `bound` also runs vtc_lmsys_arena_27tenants.csv where DIR has it.
+Deterministic. Takes about two minutes on one core; `bound` also runs vtc_lmsys_arena_27tenants.csv where DIR has it.
 """
 
 from __future__ import annotations
