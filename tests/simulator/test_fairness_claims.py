@@ -140,8 +140,8 @@ def test_a_flood_of_the_same_class_hardly_moves_the_others() -> None:
 def test_steered_room_keeps_long_prompts_of_others() -> None:
     """Where prompts differ widely, a flood of several times what the device can do leaves no time for long ones: a
     fixed room loses a fifth of the others' contracts at least, a room that grows with their refusals half of that."""
-    fixed = kept_of_others("headgate", 20.0, seed=0, sigma=0.8)
-    steered = kept_of_others("headgate", 20.0, seed=0, sigma=0.8, changes={"admission.fair_most": 0.7})
+    fixed = kept_of_others("headgate", 40.0, seed=0, sigma=0.8)
+    steered = kept_of_others("headgate", 40.0, seed=0, sigma=0.8, changes={"admission.fair_most": 0.7})
     assert fixed < 0.8
     assert 1 - steered < (1 - fixed) / 2
 
