@@ -118,15 +118,19 @@ class BlockPool:
         """
         if not self.free:
             raise OutOfBlocks(f"a block is asked for, none of {self.size} is free ({self.fenced} are fenced)")
-        if self._unknown or len(self.refs) < self.size:
-            (block,) = self._take_unknown(1)
+        self.free -= 1
+        refs = self.refs
+        if self._unknown:
+            block = self._unknown.pop()
+        elif (block := len(refs)) < self.size:
+            refs.append(1)
+            self.kept.append(0)
+            return block
         else:
             block = self._pop() if self._dead else self._known.popleft()
-        self.refs[block] = 1
-        if self.kept[block]:
             self.kept[block] = 0
             self._on_reuse([block])
-        self.free -= 1
+        refs[block] = 1
         return block
 
     def _take_unknown(self, most: int) -> list[int]:

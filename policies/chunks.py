@@ -45,9 +45,10 @@ def tightest_pace_s(rows: Iterable[Row], step_time: StepTime, now: float) -> flo
     for row in rows:
         if row.tpot_s is None:
             continue
-        pace_s, lead_s = aimed_s(row.tpot_s), row.lead_s(now)
-        steps = max(1, row.end - len(row.tokens))
-        allowed = pace_s + lead_s / min(LEND_STEPS, steps)
+        lead_s, steps = row.lead_s(now), row.end - len(row.tokens)
+        if steps < 1:
+            steps = 1
+        allowed = aimed_s(row.tpot_s) + lead_s / (LEND_STEPS if steps > LEND_STEPS else steps)
         if allowed < tightest:
             alone_s = step_time.predict(1, 0.0, row.computed, 1)
             if alone_s <= row.tpot_s + lead_s / steps:
@@ -73,17 +74,34 @@ def largest_chunk(
     """
     predict = step_time.predict
 
-    def fits(chunk: int) -> bool:
-        return predict(tokens + chunk, attended + chunk * (position + chunk / 2), context, rows + 1) <= limit_s
+    def seconds(chunk: int) -> float:
+        return predict(tokens + chunk, attended + chunk * (position + chunk / 2), context, rows + 1)
 
     least = min(least, most)
-    if fits(most):
+    most_s = seconds(most)
+    if most_s <= limit_s:
         return most
     low, high = least // BLOCK_SIZE, -(-most // BLOCK_SIZE)  # in blocks: high does not fit, low is taken to
+    first = low
+    if high - low > 2:
+        low_s = seconds(low * BLOCK_SIZE)
+        if low_s > limit_s:
+            return least
+        # The time is convex, so the chord lies above it, and as a rule closely: what fits by the chord does, and hardly
+        # any more.
+        share = (limit_s - low_s) / (most_s - low_s)
+        guess = int(low + share * (most / BLOCK_SIZE - low))
+        if low < guess < high:
+            if seconds(guess * BLOCK_SIZE) > limit_s:
+                high = guess
+            else:
+                low = guess
+                if low + 1 < high and seconds((low + 1) * BLOCK_SIZE) > limit_s:
+                    high = low + 1
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(middle * BLOCK_SIZE):
+        if seconds(middle * BLOCK_SIZE) <= limit_s:
             low = middle
         else:
             high = middle
-    return max(least, min(most, low * BLOCK_SIZE)) if low > least // BLOCK_SIZE else least
+    return max(least, min(most, low * BLOCK_SIZE)) if low > first else least

@@ -145,7 +145,9 @@ class KvMemory:
 
     def register(self, row: Row) -> None:
         """Tell the index of the blocks of a row that are full and acknowledged by now."""
-        full = min(row.computed // BLOCK_SIZE, len(row.blocks))  # of a row that waits, more may be on the host
+        full = row.computed // BLOCK_SIZE
+        if full > len(row.blocks):  # of a row that waits, more may be on the host
+            full = len(row.blocks)
         if not self._share:
             row.registered = full
             return

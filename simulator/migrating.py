@@ -82,6 +82,9 @@ class MigratingSimulation(MovingSimulation):
         self._place.drain(self._fleet.workers[number].name)
         self._schedule_round(self.now)
 
+    def _may_skip(self) -> bool:
+        return not self._copies  # a copy follows what its source has computed, step by step
+
     # Events
 
     def _due(self, now: float) -> None:

@@ -68,6 +68,10 @@ class MovingSimulation(Simulation):
         """Call `_due` at that instant, and plan on worker `number` then."""
         heappush(self._events, (instant_s, _MOVED, number))
 
+    def _may_skip(self) -> bool:
+        """Whether steps that change nothing may be skipped now."""
+        return True
+
     # Events
 
     def _happen(self, now: float) -> None:
@@ -107,7 +111,7 @@ class MovingSimulation(Simulation):
             number = next(iter(dues))
             worker = self._fleet.workers[number]
             del dues[number]
-            if self._skip:
+            if self._skip and self._may_skip():
                 worker.skip(min([self._upcoming(), self._horizon, *dues.values()]))
             if worker.due_s is not None:
                 worker.awaited, worker.awaited_s = True, worker.due_s

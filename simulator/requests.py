@@ -19,6 +19,7 @@ __all__ = ["MODEL", "BlockNames", "make_request", "promised_ttft_s"]
 MODEL = "simulated"
 _BLOCKS_PER_ID = PREFIX_TOKENS // BLOCK_SIZE
 _MOST_BLOCKS = 1 << 20  # of one request
+_MORE_BLOCKS = 16  # named ahead of need
 _SAMPLING = Sampling(seed=0)
 
 
@@ -71,12 +72,12 @@ class BlockNames:
         return self
 
     def __call__(self, row: Row, blocks: int) -> None:
-        """Append to `row.chain` until it names the first `blocks` blocks; all that the row may ever fill, since these
-        names wait for no token."""
+        """Append to `row.chain` until it names the first `blocks` blocks, and some more that the row may fill, since
+        these names wait for no token."""
         chain = cast("list[int]", row.chain)
         serial = self._serials[row.request.id]
         arrival = self._arrivals[serial]
-        blocks = max(blocks, row.end // BLOCK_SIZE)
+        blocks = max(blocks, min(blocks + _MORE_BLOCKS, row.end // BLOCK_SIZE))
         if arrival.prefix:
             chain.extend(self._shared(arrival, len(chain), blocks))
         chain.extend(range(serial * _MOST_BLOCKS + len(chain), serial * _MOST_BLOCKS + blocks))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.claims [mlfq] [prefix] [roles] [migration] [rejection] [--traces DIR]
 
-Deterministic. Takes about three minutes on one core; `prefix` needs mooncake_conversation.jsonl.gz in DIR.
+Deterministic. Takes about four minutes on one core; `prefix` needs mooncake_conversation.jsonl.gz in DIR.
 """
 
 from __future__ import annotations

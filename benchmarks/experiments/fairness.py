@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.fairness [bound] [flood] [shared] [--traces DIR]
 
-Deterministic. Takes about three minutes on one core; `bound` also runs vtc_lmsys_arena_27tenants.csv where DIR has it.
+Deterministic. Takes about two minutes on one core; `bound` also runs vtc_lmsys_arena_27tenants.csv where DIR has it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ PROMISE = Contract(tier="priority", ttft_ms=1500, tpot_ms=60)
 FLEX = Contract(tier="flex", ttft_ms=30_000)
 POLICIES: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("headgate", "headgate", {}),
-    ("headgate, room 0.5", "headgate", {"admission.fair_room": 0.5}),
+    ("headgate, steered", "headgate", {"admission.fair_most": 0.7}),
     ("chunked (FCFS)", "chunked", {}),
     ("edf", "edf", {}),
     ("vtc", "vtc", {}),

@@ -1,7 +1,8 @@
 """The hybrid beside the better of swap and recompute, from the tables of grids.
 
-    python -m benchmarks.experiments.preemption_summary FOLDER/runs.csv ... > summary.md
+    python -m benchmarks.experiments.preemption_summary FOLDER/runs.csv ...
 
+Writes benchmarks/results/experiments/preemption.md, and the columns of each table that it is about beside it.
 For every place, load and policy: the goodput of each mode, and that of the hybrid over that of the better of the two,
 which is the one whose mean is higher: paired by seed, with a 95 % interval of Student's t.
 """
@@ -15,11 +16,16 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.experiments._runs import interval
+from benchmarks.experiments._runs import RESULTS, interval
 
 __all__ = ["summary"]
 
 _MODE = re.compile(r";?preemption=(\w+)(?:;offload_share=([\d.]+))?")
+_COLUMNS = (
+    *("cell_trace", "cell_device", "cell_kv_scale", "cell_slo_scale", "relative_load", "cell_load", "cell_seed"),
+    *("cell_policy", "changes", "contract_offered", "contract_met", "goodput_rps", "goodput_tokens_per_s", "free_rps"),
+    *("preemptions_per_request", "longest_gap_p99_s", "lost_share", "swapped_gb"),
+)
 _PLACE = ("cell_trace", "cell_device", "cell_kv_scale", "cell_slo_scale", "relative_load")
 
 
@@ -65,6 +71,25 @@ def summary(path: Path) -> str:
     return text
 
 
+def narrow(path: Path, to: Path) -> None:
+    """The columns of a table that preemption concerns."""
+    with path.open(encoding="utf-8", newline="") as source, to.open("w", encoding="utf-8", newline="") as target:
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for row in csv.DictReader(source):
+            writer.writerow([_short(row[column]) for column in _COLUMNS])
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.5g}"
+    except ValueError:
+        return text
+
+
 if __name__ == "__main__":
+    parts = ["# Preemption", *(f"## {Path(name).parent.name}\n\n{summary(Path(name))}" for name in sys.argv[1:])]
+    (RESULTS / "preemption.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for name in sys.argv[1:]:
-        print(f"## {Path(name).parent.name}\n\n{summary(Path(name))}\n")
+        narrow(Path(name), RESULTS / f"{Path(name).parent.name}.csv")
+    print("\n\n".join(parts))

@@ -12,7 +12,7 @@ is not, the one above must leave room: part of the time that it could wait, of t
 room, and lasts as long as the window: capacity that nobody else asks for is given out again.
 
 How much room is enough depends on how long the prompts of the others are, and how even. With `most`, it is steered: it
-grows while more than one in fifty of those below the line is refused, and shrinks while fewer are.
+grows while more than one in a hundred of those below the line is refused, and shrinks while fewer are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORGOTTEN_S = 1e-6
 #: So often the line is drawn anew, in windows.
 _REDRAWN = 0.005
 #: By so much the room grows with a refusal below the line; of those below, so many may be refused.
-_ROOM_STEP, _REFUSED = 0.1, 0.02
+_ROOM_STEP, _REFUSED = 0.2, 0.01
 
 
 class _Account:

@@ -163,10 +163,12 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
         room, step = _room(state, count, context, tightest, left, before)
         taken = left / room
         spent = taken * step
-        if even_pace < tightest and steps + taken > LEND_STEPS:  # leads are used up on the way
+        done = lent_s = 0.0
+        evened = joined if joined < even_pace else even_pace
+        if evened != tightest and steps + taken > LEND_STEPS:  # leads are used up on the way
             lent = max(0.0, LEND_STEPS - steps)
-            done = lent * room
-            room, step = _room(state, count, context, even_pace, left - done, before + done)
+            done, lent_s = lent * room, lent * step
+            room, step = _room(state, count, context, evened, left - done, before + done)
             taken = lent + (left - done) / room
             spent = spent * done / left + (taken - lent) * step
         steps += taken
@@ -175,8 +177,9 @@ def _walk(state: WorkerState, ask: Ask, not_before: float, spare: float) -> tupl
             end += (ceil(steps - 1e-9) - steps) * step
         if not crowded:
             # The only prompt there is: its last step is as short as its own tokens.
-            whole, rest = divmod(left, room)
-            end = at + whole * step + (_room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0)
+            whole, rest = divmod(left - done, room)
+            last_s = _room(state, count, context, inf, rest, before, most=rest)[1] if rest else 0.0
+            end = at + lent_s + whole * step + last_s
         if prompt is own:
             start, first_token, delay = at, end, spent
             time = max(time, free_at) + spent  # held back, it lets the others pass

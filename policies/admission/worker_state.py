@@ -143,7 +143,7 @@ class WorkerState:
                 if single + per_context * context > tpot + lead / to_come:
                     allowed = inf
                 elif left <= 1:
-                    lent = aimed + lead / min(LEND_STEPS, to_come)
+                    lent = aimed + lead / min(LEND_STEPS, r.outputs_left or 1)
                     if lent < self.lent_pace:
                         self.lent_pace = lent
                     if aimed < self.even_pace:
@@ -188,7 +188,9 @@ class WorkerState:
         """The time of a step as it is now, with rows of every tier."""
         rows, context, prompt = self._in_flight
         prompt = min(prompt, max(0, self.load.tokens_per_step - rows))
-        return self.step(rows + prompt, 0.0, context, rows + (prompt > 0))
+        # However long a prompt has begun, what is left of it goes into steps that keep the pace.
+        full = self.step(rows + prompt, 0.0, context, rows + (prompt > 0))
+        return min(full, max(self.step(rows, 0.0, context, rows), self.lent_pace))
 
 
 def _order(due: float) -> float:

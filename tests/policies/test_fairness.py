@@ -94,7 +94,7 @@ def test_a_flood_under_contract_hardly_moves_another_tenant(seed: int) -> None:
 
 
 def test_room_is_steered_by_who_is_refused_below_the_line() -> None:
-    """It grows with refusals of those below, up to `most`, shrinks by a fiftieth of that with the others, and does not
+    """It grows with refusals of those below, up to `most`, shrinks by a hundredth of that with the others, and does not
     move for those above, nor once nobody is short; without `most` it is fixed."""
     line, fixed = FairLine(window_s=10.0, least=0.2, most=0.5), FairLine(window_s=10.0, least=0.2)
     for each in (line, fixed):
@@ -107,6 +107,6 @@ def test_room_is_steered_by_who_is_refused_below_the_line() -> None:
             each.decided("small", refused=True, now=0.0)
     assert (line.room, line.steered, fixed.room, fixed.steered) == (0.5, True, 0.2, False)
     line.decided("small", refused=False, now=0.0)
-    assert line.room == pytest.approx(0.5 - 0.1 * 0.02 / 0.98)
+    assert line.room == pytest.approx(0.5 - 0.2 * 0.01 / 0.99)
     line.decided("small", refused=True, now=11.0)
     assert line.room < 0.5

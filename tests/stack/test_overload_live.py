@@ -58,7 +58,9 @@ async def test_the_admitted_are_kept_at_three_times_the_load(new_stack: Callable
     assert attainment([*by_tenant["gold"], *by_tenant["silver"]]) >= 0.99
     assert min(attainment(by_tenant[name]) for name in ("gold", "silver")) >= 0.95
     refused = [outcome for outcome in result.outcomes if outcome.decision == "refused"]
-    assert len(refused) >= len(result.outcomes) / 3, "three times the load cannot be served"
+    assert len(refused) >= len(result.outcomes) / 5, (
+        "three times the load cannot be served; only flex may wait for long"
+    )
     assert all(outcome.retry_after_s and outcome.retry_after_s > 0 for outcome in refused)
     served = sum(outcome.generated for outcome in result.outcomes)
     assert served * _STEP_S / _SLOTS >= 0.6 * _SECONDS, "the device was left idle while requests were refused"
