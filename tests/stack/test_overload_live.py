@@ -14,10 +14,10 @@ from simulator.records import Arrival, Outcome, Workload
 _STEP_S, _SLOTS, _OUTPUTS = 0.020, 8, 16
 #: Requests a second that the device completes when all slots are always taken.
 _CAPACITY = _SLOTS / ((_OUTPUTS + 1) * _STEP_S)
-_SECONDS = 12.0
+_SECONDS = 15.0
 _TENANTS = {
-    "gold": Tenant(name="gold", contract=Contract(tier="priority", ttft_ms=500, tpot_ms=30)),
-    "silver": Tenant(name="silver", contract=Contract(tier="default", ttft_ms=2000, tpot_ms=40)),
+    "gold": Tenant(name="gold", contract=Contract(tier="priority", ttft_ms=1000, tpot_ms=35)),
+    "silver": Tenant(name="silver", contract=Contract(tier="default", ttft_ms=4000, tpot_ms=50)),
     "free": Tenant(name="free", contract=Contract(tier="flex")),
 }
 
