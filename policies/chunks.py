@@ -92,12 +92,12 @@ def largest_chunk(
         share = (limit_s - low_s) / (most_s - low_s)
         guess = int(low + share * (most / BLOCK_SIZE - low))
         if low < guess < high:
-            if seconds(guess * BLOCK_SIZE) > limit_s:
-                high = guess
-            else:
+            if seconds(guess * BLOCK_SIZE) <= limit_s:
                 low = guess
-                if low + 1 < high and seconds((low + 1) * BLOCK_SIZE) > limit_s:
-                    high = low + 1
+            else:
+                high = guess
+        if low + 1 < high and seconds((low + 1) * BLOCK_SIZE) > limit_s:
+            high = low + 1
     while high - low > 1:
         middle = (low + high) // 2
         if seconds(middle * BLOCK_SIZE) <= limit_s:
