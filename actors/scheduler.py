@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -33,6 +33,7 @@ from actors.messages import (
 )
 from actors.request_spans import record_request_spans
 from actors.runtime import Actor, ActorError, Context, Death, Lease, Node, Peer, Watch, handles, heartbeat
+from actors.step_notes import StepObserver
 from actors.worker_link import WorkerLink
 from observability.metrics import CacheMetrics, SchedulerMetrics
 from observability.tracing import Tracing
@@ -77,8 +78,10 @@ class SchedulerActor(Actor):
         clock: Callable[[], float] = time.monotonic,
         load_every_s: float = 0.1,
         placement: str = "best-fit",
+        observers: Sequence[StepObserver] = (),
     ) -> None:
         self._model = model
+        self._observers = tuple(observers)
         self._config = config
         self._metrics = metrics
         self._blocks = blocks
@@ -334,7 +337,13 @@ class SchedulerActor(Actor):
             self.node.tell_soon(ref, message)
 
         self._links[instance] = WorkerLink(
-            instance, attached.spec, session=attached.session, epoch=epoch, config=self._config, send=send
+            instance,
+            attached.spec,
+            session=attached.session,
+            epoch=epoch,
+            config=self._config,
+            send=send,
+            observers=self._observers,
         )
         self._placer.join(instance, attached.spec)
         self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)

@@ -6,17 +6,19 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 import structlog
 
 from actors.messages import RunStep, Stepped
+from actors.step_notes import StepNote, StepObserver
 from policies.config import SchedulerConfig
 from policies.events import Event
+from policies.rows import Flight
 from policies.scheduler import Scheduler
 from policies.step_time import StepTimeModel
-from policies.vocabulary import WorkerSpec
+from policies.vocabulary import StepDone, WorkerSpec
 
 __all__ = ["WorkerLink"]
 
@@ -39,13 +41,16 @@ class WorkerLink:
         epoch: int,
         config: SchedulerConfig,
         send: Callable[[RunStep], None],
+        observers: Sequence[StepObserver] = (),
     ) -> None:
         self.worker = worker
         self.spec = spec
         self.session = session
         self.epoch = epoch
         self.core = Scheduler(spec, config=config, step_time=StepTimeModel(spec.step_time))
+        self.core.on_step = self._note
         self._send = send
+        self._observers = tuple(observers)
         self._heard_at = 0.0  # a result, or the first step of an idle pipeline
         self._sent_at = 0.0
         self._wake_at = inf
@@ -85,6 +90,12 @@ class WorkerLink:
         """
         self._heard_at = now
         return self.core.complete(message.done, now)
+
+    def _note(self, flight: Flight, done: StepDone, predicted_s: float) -> None:
+        if self._observers:
+            note = StepNote(self.worker, flight, done, predicted_s=predicted_s, at=self._heard_at)
+            for observer in self._observers:
+                observer.stepped(note)
 
     def watch(self, now: float) -> bool:
         """Send again what is late. False: the worker is stalled and must be given up."""

@@ -11,7 +11,7 @@ been given too much (it ended on a stop token) comes back absent.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -77,6 +77,9 @@ class Scheduler:
         if not config.prefix_cache:  # then nobody gains by waiting for another's prefix
             config = msgspec.structs.replace(config, single_flight_tokens=spec.max_context + 1)
         self.config = config
+        #: Called with each acknowledged step, its result, and the seconds that it was predicted to take. For a look
+        #: only: nothing of the flight may be changed, or kept beyond the call.
+        self.on_step: Callable[[Flight, StepDone, float], None] | None = None
         self._step_time = step_time
         self._steps_timed = 0
         self._reset()
@@ -377,8 +380,10 @@ class Scheduler:
             self._end(row, Finish(finish or Finish.length), now)
 
     def _observe(self, flight: Flight, done: StepDone) -> None:
+        features = Features(flight.tokens, flight.attended, flight.context, len(flight.rows))
+        if self.on_step is not None:
+            self.on_step(flight, done, self._step_time.predict(*features))
         if flight.rows and done.duration_s > 0:
-            features = Features(flight.tokens, flight.attended, flight.context, len(flight.rows))
             self._step_time.observe(features, done.duration_s)
             self._steps_timed += 1
 
