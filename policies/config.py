@@ -44,6 +44,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     preempt_promised: bool = False  # also rows whose pace is promised; admission counts on it that they are not
     min_run_steps: int = 16  # before a row gives way to a higher class
     offload_share: float = 0.0  # of the link to the host, for copying ahead of need; 0: off
+    flex_slots: float = 1.0  # of the slots: when so many are taken, nothing without a contract starts
     flex_yields: bool = False  # rows without a contract sit out steps that would break a running pace
 
     prefix_cache: bool = True

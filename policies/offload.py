@@ -40,7 +40,7 @@ class Offload:
         standing: Callable[[Row], Standing],
         tail_first: bool,
     ) -> None:
-        self._share = share
+        self.share = share  # of the link; may be changed; 0: nothing is copied
         self._kv = kv
         self._running = running
         self._costs = costs
@@ -52,10 +52,10 @@ class Offload:
     def copy(self, draft: Draft, now: float) -> None:
         """The copies of this step, if blocks are scarce. What the share allows carries over to a whole block."""
         kv, running = self._kv, self._running
-        if kv.supply >= SCARCE * kv.device.size:
+        if not self.share or kv.supply >= SCARCE * kv.device.size:
             self._credit = 0.0
             return
-        allowed = self._share * self._costs.step_s() / self._link.block_s
+        allowed = self.share * self._costs.step_s() / self._link.block_s
         self._credit = min(self._credit + allowed, max(1.0, allowed))
         most = min(int(self._credit), kv.host.free)
         if not most:

@@ -2,7 +2,8 @@
 
 | level    | what is given up, beside all before it                                                     | where     |
 | -------- | ------------------------------------------------------------------------------------------ | --------- |
-| shrink   | rows at once: a smaller batch has faster steps, so that paces hold                         | scheduler |
+| shrink   | rows at once: nothing without a contract starts in the last quarter of the slots, so that  | scheduler |
+|          | steps stay fast and who has a contract finds a slot                                        |           |
 | defer    | the queue in front of workers, for requests without a contract: they wait at admission     | admission |
 | relegate | contracts of tenants above their fair line: best effort, where the policy lets relegate    | admission |
 | refuse   | newcomers without a contract, relegated ones included: refused at once                     | admission |
@@ -107,12 +108,11 @@ def strain(memory: float, prompts_s: float, tightest_ttft_s: float | None) -> fl
     return max(memory, prompts_s / tightest_ttft_s) if tightest_ttft_s else memory
 
 
-def under(level: Level, config: SchedulerConfig, *, slots: int) -> SchedulerConfig:
-    """The options of a scheduler at that level, for a worker with so many slots."""
+def under(level: Level, config: SchedulerConfig) -> SchedulerConfig:
+    """The options of a scheduler at that level."""
     changes: dict[str, float] = {}
     if level >= Level.shrink:
-        rows = min(config.batch_size or slots, slots)
-        changes["batch_size"] = max(1, rows * 3 // 4)
+        changes["flex_slots"] = min(config.flex_slots, 0.75)
     if level >= Level.offload:
         changes["offload_share"] = max(config.offload_share, 0.2)
-    return msgspec.structs.replace(config, **changes)
+    return msgspec.structs.replace(config, **changes) if changes else config

@@ -28,7 +28,7 @@ from policies.rows import Flight, Row
 from policies.running import Running
 from policies.single_flight import SingleFlight
 from policies.turns import FlexYields, best_ranked, outranked
-from policies.vocabulary import NewRow, WorkerSpec, pack_tokens
+from policies.vocabulary import NewRow, Tier, WorkerSpec, pack_tokens
 
 __all__ = ["Planner"]
 
@@ -64,7 +64,14 @@ class Planner:
         self._events = events
         self._pressure = Pressure(spec, config, step_time, kv=kv, running=running, waiting=waiting, events=events)
         self._single_flight = SingleFlight(config.single_flight_tokens)
+        self._flex_below = inf  # rows
         self._tried_at = -inf
+        self.relieve(config)
+
+    def relieve(self, config: SchedulerConfig) -> None:
+        """From now on go by what `policies.overload` changes in the options."""
+        self._flex_below = inf if config.flex_slots >= 1 else config.flex_slots * self._running.size
+        self._pressure.offload(config.offload_share)
 
     def wake_at(self) -> float:
         """The instant from which a step may be planned although nothing happened since none could be; inf: never. What
@@ -206,6 +213,9 @@ class Planner:
             return _Start.blocked
         if draft.new and draft.new_tokens + len(row.tokens) > self._config.new_tokens_per_step:
             return _Start.full
+        if len(running) >= self._flex_below and row.tier >= Tier.flex:
+            self._waiting.set_aside(row)
+            return _Start.passed
         start = kv.look(row)
         if self._single_flight.wait(row, start):
             self._waiting.set_aside(row)

@@ -60,7 +60,7 @@ class Pressure:
         self._link = Link(spec)
         self._costs = Costs(spec, step_time, kv=kv, running=running, link=self._link)
         self._offload = None
-        if config.offload_share > 0 and spec.host_blocks and spec.swap_bytes_per_s > 0 and config.max_preemptions:
+        if spec.host_blocks and spec.swap_bytes_per_s > 0 and config.max_preemptions:
             self._offload = Offload(
                 config.offload_share,
                 kv=kv,
@@ -70,6 +70,11 @@ class Pressure:
                 standing=self._standing,
                 tail_first=config.preemption in ("tail", "hybrid"),
             )
+
+    def offload(self, share: float) -> None:
+        """From now on use so much of the link to the host for copies ahead of need."""
+        if self._offload is not None:
+            self._offload.share = share
 
     def reserve(self) -> int:
         """Blocks that a start leaves free, so that it is not preempted at once: one for each running row, and the

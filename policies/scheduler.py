@@ -25,6 +25,7 @@ from policies.events import Event
 from policies.integrity import check_integrity
 from policies.kv import KvMemory, NameBlocks, hash_names
 from policies.order import waiting_queue
+from policies.overload import Level, under
 from policies.planner import Planner
 from policies.rows import Flight, Place, Row
 from policies.running import Running, worst_case
@@ -86,6 +87,7 @@ class Scheduler:
 
     def _reset(self) -> None:
         spec, config = self.spec, self.config
+        self._level, self._relieved = Level.calm, config
         self._rows: dict[str, Row] = {}
         self._events: list[Event] = []
         self._flights: deque[Flight] = deque()
@@ -274,6 +276,13 @@ class Scheduler:
         self._flights.append(flight)
         return flight.step
 
+    def relieve(self, level: Level) -> None:
+        """Give up what that level of the overload ladder says, and no more: see `policies.overload`."""
+        if level is not self._level:
+            self._level = level
+            self._relieved = under(level, self.config)
+            self._planner.relieve(self._relieved)
+
     def wake_at(self, now: float) -> float:
         """When to `plan` again, after it gave nothing, if nothing else happens until then: an instant, not before
         `now`; inf if time alone changes nothing. A batch may be waiting for company, or a request for a deadline that
@@ -304,7 +313,7 @@ class Scheduler:
         """How many steps `skip` may skip now."""
         if self._early or self._events:
             return 0
-        return steps_ahead(self.config, self._kv, self._running, self._waiting, self._flights)
+        return steps_ahead(self._relieved, self._kv, self._running, self._waiting, self._flights)
 
     def skip(self, steps: int) -> None:
         """As so many results in which every row samples token 0 and none ends, with a plan after each: for simulators.

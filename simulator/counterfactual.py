@@ -27,6 +27,7 @@ from math import inf, nextafter
 import msgspec
 
 from policies.admission import Admit
+from policies.overload import Level
 from simulator.door import Door, DoorMaker
 from simulator.errors import BadFleet, LawBroken
 from simulator.judgement import Case, Counterfactuals, sum_up
@@ -58,7 +59,8 @@ def judge(
     """
     tell = progress or (lambda done: None)
     decisions: dict[str, Decision] = {}
-    run = make(partial(RecordingDoor, decisions=decisions))
+    levels: list[tuple[float, Level]] = []
+    run = make(partial(RecordingDoor, decisions=decisions, levels=levels))
     if isinstance(run, MovingSimulation):
         raise BadFleet("refusals and admissions can be judged only where requests stay on one worker")
     base = run.run(lambda done: tell(done / 3))
@@ -71,7 +73,7 @@ def judge(
     chosen = sorted(
         drawn.sample(refused, min(sample, len(refused))) + drawn.sample(admitted, min(sample, len(admitted)))
     )
-    replay = make(partial(ScriptedDoor, decisions=decisions))
+    replay = make(partial(ScriptedDoor, decisions=decisions, levels=levels))
     cases: list[Case] = []
     for at in chosen:
         cases.append(_Flip(replay, outcomes, at).case())

@@ -14,9 +14,21 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Literal, Protocol
 
-from policies.admission import Admission, Admit, Decided, HistoryLengths, MaxTokens, Oracle, OutputLengths, Verdict
+from policies.admission import (
+    Admission,
+    Admit,
+    Decided,
+    HistoryLengths,
+    MaxTokens,
+    Oracle,
+    OutputLengths,
+    Refuse,
+    Verdict,
+)
 from policies.catalog import PolicySet
+from policies.overload import Level
 from policies.vocabulary import Contract, Request, WorkerLoad
+from simulator.limits import SimulatedLimits
 from simulator.records import Outcome, Workload
 from simulator.requests import MODEL
 from simulator.worker import SimulatedWorker
@@ -61,6 +73,10 @@ class AnyDoor(Protocol):
         """Somebody came to worker `number`, or ended there."""
         ...
 
+    def level_at(self, now: float) -> Level:
+        """How far up the overload ladder it is now."""
+        ...
+
     def settled(self, outcome: Outcome, now: float) -> None:
         """An admitted request is over."""
         ...
@@ -98,6 +114,7 @@ class Door:
         self._tenants = workload.tenants
         self._true_outputs: dict[str, int] = {}
         self._admission: Admission | None = None
+        self._limits = SimulatedLimits(workload.tenants, best_effort=policies.admission.above_rate)
         self._next_s = inf
         self._last_s = 0.0  # `due` was called
         self._report_s = [-inf] * len(workers)  # when the next report of each worker would come
@@ -140,13 +157,20 @@ class Door:
         """See `AnyDoor`."""
         return self._next_s
 
+    def level_at(self, now: float) -> Level:
+        """How far up the overload ladder it is now."""
+        return Level.calm if self._admission is None else self._admission.level(MODEL)
+
     @property
     def deferred(self) -> int:
         """Requests that wait here."""
         return 0 if self._admission is None else len(self._admission)
 
     def arrive(self, request: Request, now: float) -> Verdict:
-        """Decide on a newcomer. A deferred one is decided by a later `due`."""
+        """Decide on a newcomer, first by its tenant's limits. A deferred one is decided by a later `due`."""
+        committed = self._limits.reserve(request, now)
+        if isinstance(committed, Refuse):
+            return committed
         admission = self._admission
         if admission is None:
             return Admit(
@@ -159,8 +183,10 @@ class Door:
                 headroom_s=inf,
             )
         self._report(admission, now)
-        verdict = admission.arrive(request, now)
+        verdict = admission.arrive(request, now, committed=committed)
         self._look_ahead(admission)
+        if isinstance(verdict, Refuse):
+            self._limits.cancel(request.id, request.tenant, now)
         return verdict
 
     def changed(self, number: int, now: float) -> None:
@@ -182,10 +208,14 @@ class Door:
         if self._report(admission, now) or self._is_large:
             decided += admission.reexamine(MODEL, now)
         self._look_ahead(admission)
+        for one in decided:
+            if isinstance(one.verdict, Refuse):
+                self._limits.cancel(one.request.id, one.request.tenant, now)
         return decided
 
     def settled(self, outcome: Outcome, now: float) -> None:
         """An admitted request is over."""
+        self._limits.settle(outcome.id, outcome.tenant, outcome.prompt_tokens + outcome.generated, now)
         admission = self._admission
         if admission is None:
             return

@@ -18,6 +18,7 @@ import msgspec
 from policies.admission import Admit, Decided, Defer, Reason, Refuse, Verdict
 from policies.admission.verdict import candidate_of
 from policies.catalog import PolicySet
+from policies.overload import Level
 from policies.vocabulary import Request
 from simulator.door import Door, Knowledge
 from simulator.records import Outcome, Workload
@@ -36,7 +37,8 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class RecordingDoor(Door):
-    """The real one. It adds every decision to `decisions`, by request, in the order in which they are made."""
+    """The real one. It adds every decision to `decisions`, by request, in the order in which they are made, and every
+    change of the overload ladder to `levels`, with its instant."""
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class RecordingDoor(Door):
         length_noise: float,
         seed: int,
         decisions: MutableMapping[str, Decision],
+        levels: list[tuple[float, Level]] | None = None,
     ) -> None:
+        self._levels = [] if levels is None else levels
         super().__init__(policies, workload, workers, knowledge=knowledge, length_noise=length_noise, seed=seed)
         self._decisions, self._quantile = decisions, policies.admission.outputs_quantile
 
@@ -66,6 +70,13 @@ class RecordingDoor(Door):
             self._note(one.request, one.verdict, now, deferred=True)
         return decided
 
+    def level_at(self, now: float) -> Level:
+        """See `Door`."""
+        level = super().level_at(now)
+        if level is not (self._levels[-1][1] if self._levels else Level.calm):
+            self._levels.append((now, level))
+        return level
+
     def _note(self, request: Request, verdict: Admit | Refuse, now: float, *, deferred: bool) -> None:
         if isinstance(verdict, Admit):
             outputs = verdict.outputs
@@ -76,7 +87,7 @@ class RecordingDoor(Door):
 
 
 class ScriptedDoor:
-    """A door that replays `decisions`. Forks share them; a flip is a fork's own."""
+    """A door that replays `decisions`, and `levels` of the overload ladder. Forks share them; a flip is a fork's own."""
 
     def __init__(
         self,
@@ -88,16 +99,18 @@ class ScriptedDoor:
         length_noise: float,
         seed: int,
         decisions: Mapping[str, Decision],
+        levels: Sequence[tuple[float, Level]] = (),
     ) -> None:
         self._decisions = decisions
         self._order = {request: number for number, request in enumerate(decisions)}
         self._pending: list[tuple[float, int, Request]] = []  # deferred, a heap
         self._flipped: set[str] = set()
+        self._levels, self._climbed = levels, 0
 
     @property
     def shared(self) -> tuple[object, ...]:
         """See `AnyDoor`."""
-        return self._decisions, self._order
+        return self._decisions, self._order, self._levels
 
     @property
     def deferred(self) -> int:
@@ -107,7 +120,8 @@ class ScriptedDoor:
     @property
     def next_s(self) -> float:
         """See `AnyDoor`."""
-        return self._pending[0][0] if self._pending else inf
+        decided_s = self._pending[0][0] if self._pending else inf
+        return min(decided_s, self._levels[self._climbed][0]) if self._climbed < len(self._levels) else decided_s
 
     def flip(self, request: str) -> None:
         """A request that has yet to come is treated the other way: refused if it was let in (at once, though it may
@@ -142,6 +156,12 @@ class ScriptedDoor:
 
     def changed(self, number: int, now: float) -> None:
         """Of no use here."""
+
+    def level_at(self, now: float) -> Level:
+        """See `AnyDoor`."""
+        while self._climbed < len(self._levels) and self._levels[self._climbed][0] <= now:
+            self._climbed += 1
+        return self._levels[self._climbed - 1][1] if self._climbed else Level.calm
 
     def settled(self, outcome: Outcome, now: float) -> None:
         """Of no use here."""

@@ -18,6 +18,7 @@ from policies.admission import Admit, Defer, Refuse
 from policies.catalog import PolicySet
 from policies.errors import Unservable
 from policies.events import Event
+from policies.overload import Level
 from policies.vocabulary import Request
 from simulator.device import Noise
 from simulator.door import AnyDoor, Door, DoorMaker, Knowledge
@@ -93,6 +94,7 @@ class Simulation:
         self._wall_s = 0.0
         self._last_s = 0.0  # something happened
         self._horizon = inf  # nothing is looked at before: for those who derive
+        self._level = Level.calm
         self.now = 0.0
 
     # Running
@@ -190,6 +192,12 @@ class Simulation:
             worker = self._arrived(arrival, now)
             if worker is not None:
                 touched.add(worker)
+        level = self.door.level_at(now)
+        if level is not self._level:
+            self._level = level
+            for number, simulated in enumerate(self._fleet.workers):
+                simulated.relieve(level, now)
+                touched.add(number)
         for number in sorted(touched):
             self._pump(number, now)
         touched.clear()

@@ -11,6 +11,7 @@ from random import Random
 from policies.config import SchedulerConfig
 from policies.events import Event, Preempted
 from policies.kv import NameBlocks
+from policies.overload import Level
 from policies.rows import Flight
 from policies.scheduler import Scheduler
 from policies.vocabulary import Request, Step, WorkerLoad, WorkerSpec
@@ -101,6 +102,11 @@ class SimulatedWorker:
         self._rouse(now)
         self.scheduler.submit(request, now)
         self.live += 1
+
+    def relieve(self, level: Level, now: float) -> None:
+        """From now on give up what that level of the overload ladder says."""
+        self._rouse(now)
+        self.scheduler.relieve(level)
 
     def load(self, now: float) -> WorkerLoad:
         """As its scheduler reports it."""

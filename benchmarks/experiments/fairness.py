@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from benchmarks.experiments._runs import arguments, interval, run, show, write
-from policies.vocabulary import Contract, Tenant
+from policies.vocabulary import Contract, Limits, Tenant
 from simulator.devices import load_device, scaled_kv
 from simulator.plots.style import PALETTE, QUIET, dress, figure
 from simulator.records import Arrival, Device, Outcome, Result, Workload
@@ -123,23 +123,30 @@ def _gaps(work: Workload, result: Result, device: Device) -> dict[str, object]:
 SEEDS = range(5)
 PROMISE = Contract(tier="priority", ttft_ms=1500, tpot_ms=60)
 FLEX = Contract(tier="flex", ttft_ms=30_000)
-POLICIES: tuple[tuple[str, str, dict[str, object]], ...] = (
-    ("headgate", "headgate", {}),
-    ("headgate, steered", "headgate", {"admission.fair_most": 0.7}),
-    ("chunked (FCFS)", "chunked", {}),
-    ("edf", "edf", {}),
-    ("vtc", "vtc", {}),
-    ("vtc-edf", "vtc-edf", {}),
+#: Two and a half times what a tenant sends as a rule.
+RATE = Limits(rpm=60)
+#: Label, policy, what is changed in it, and the committed rate of every tenant.
+POLICIES: tuple[tuple[str, str, dict[str, object], Limits], ...] = (
+    ("headgate", "headgate", {}, Limits()),
+    ("headgate, steered", "headgate", {"admission.fair_most": 0.7}, Limits()),
+    ("headgate, 60 a minute", "headgate", {}, RATE),
+    ("headgate, flex above that", "headgate", {"admission.above_rate": True}, RATE),
+    ("chunked (FCFS)", "chunked", {}, Limits()),
+    ("edf", "edf", {}, Limits()),
+    ("vtc", "vtc", {}, Limits()),
+    ("vtc-edf", "vtc-edf", {}, Limits()),
 )
 
 
-def crowd(flooder: Contract, *, factor: float, flooded: bool) -> tuple[Synthetic, TenantMix]:
+def crowd(flooder: Contract, *, factor: float, flooded: bool, limits: Limits) -> tuple[Synthetic, TenantMix]:
     """Four tenants with 0.4 requests/s each, of which one sends `factor` times as much from 60 s to 180 s."""
     names = ("one", "two", "three", "flood")
     mix = TenantMix(
         name="crowd",
         tenants={
-            name: MixedTenant(tenant=Tenant(name=name, contract=flooder if name == "flood" else PROMISE), share=1.0)
+            name: MixedTenant(
+                tenant=Tenant(name=name, contract=flooder if name == "flood" else PROMISE, limits=limits), share=1.0
+            )
             for name in names
         },
     )
@@ -171,14 +178,14 @@ def flood(_: Path | None) -> None:
         ("10x, flex", FLEX, 10.0),
         ("50x, same class", PROMISE, 50.0),
     ):
-        for label, policy, changes in POLICIES:
+        for label, policy, changes, limits in POLICIES:
             pairs, floods, firsts = [], [], []
             for seed in SEEDS:
                 key = (contract.tier, label, seed)
                 if key not in alone:
-                    spec, mix = crowd(contract, factor=factor, flooded=False)
+                    spec, mix = crowd(contract, factor=factor, flooded=False, limits=limits)
                     alone[key] = others(run(generate(spec, tenants=mix, seed=seed), device, policy, changes, seed=seed))
-                spec, mix = crowd(contract, factor=factor, flooded=True)
+                spec, mix = crowd(contract, factor=factor, flooded=True, limits=limits)
                 result = run(generate(spec, tenants=mix, seed=seed), device, policy, changes, seed=seed)
                 pairs.append((alone[key], others(result)))
                 floods.append(_flooder(result.outcomes))
