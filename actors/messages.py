@@ -41,6 +41,7 @@ __all__ = [
     "Explain",
     "Exposition",
     "HandBack",
+    "Keep",
     "Live",
     "Load",
     "Quota",
@@ -454,3 +455,16 @@ class AuditRows(Message, frozen=True, tag="audit-rows"):
     """Newest first: each a JSON object with time, actor, action, target, details."""
 
     rows: list[str]
+
+
+# --- scheduler → gateway, gateway → bus: traces -----------------------------------------------------------------------
+
+
+class Keep(Message, frozen=True, tag="keep"):
+    """Record what you know of these requests, although they were not sampled: they turned out to matter.
+
+    A scheduler tells the gateway of one that it preempted; gateways tell everybody, on their bus topic, when a request
+    ended late, failed or was preempted. Lost, it costs spans and nothing else.
+    """
+
+    requests: list[str]
