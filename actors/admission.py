@@ -26,6 +26,7 @@ from actors.messages import (
     Explain,
     Live,
     Load,
+    Pressed,
     Quota,
     QuotaQuery,
     ReportLive,
@@ -45,6 +46,7 @@ from policies import admission as rules
 from policies.admission.reasons import Reason
 from policies.admission.verdict import candidate_of
 from policies.limits import Denied
+from policies.overload import Level
 from policies.vocabulary import Contract, Request, Tenant
 
 __all__ = ["AdmissionActor"]
@@ -95,6 +97,7 @@ class AdmissionActor(Actor):
         self._waiting = WaitingRoom()
         self._deciding: dict[str, asyncio.Task[Decision]] = {}
         self._decided: OrderedDict[str, Decision] = OrderedDict()
+        self._told: dict[str, Level] = {}  # by model: the level that schedulers were told
         self._pace: tuple[float, float | None] = (0.0, None)  # until when it is kept; seconds
         self._log = structlog.get_logger()
 
@@ -109,6 +112,7 @@ class AdmissionActor(Actor):
         self.spawn(self._restore_day())
         self.every(0.02, self._expire)
         self.every(1.0, self._reconcile)
+        self.every(1.0, self._remind)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "deferred": len(self._core)})
 
     async def _restore_day(self) -> None:
@@ -263,6 +267,8 @@ class AdmissionActor(Actor):
         self._heard_any.set()
         self._core.report(load.model, load.workers, now)
         self._answer([*self._core.reexamine(load.model, now), *self._core.expire(now)])
+        if self._core.level(load.model) is not self._told.get(load.model, Level.calm):
+            self.spawn(self._tell_level(load.model))
 
     @handles
     def settle(self, msg: Settle, ctx: Context) -> None:
@@ -285,6 +291,16 @@ class AdmissionActor(Actor):
         entries = zip(live.requests, live.tenants, live.tokens, strict=True)
         for request, tenant, tokens in self._core.live(entries, self._clock()):
             self._limits.restore(request, tenant, tokens)
+
+    async def _tell_level(self, model: str) -> None:
+        level = self._told[model] = self._core.level(model)
+        await self.node.publish(self.role, Pressed(model=model, level=level))
+
+    async def _remind(self) -> None:
+        """Tell again what is above calm: a message may be lost, and a scheduler be new."""
+        for model, level in list(self._told.items()):
+            if level is not Level.calm:
+                await self._tell_level(model)
 
     async def _reconcile(self) -> None:
         """Give back what no gateway has any more: its `Settle` was lost, or the gateway died."""

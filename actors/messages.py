@@ -20,11 +20,15 @@ Core NATS may lose a message. What is lost is repaired by these rules, and by no
 
 from __future__ import annotations
 
+import msgspec
+
 from actors.runtime import Message
+from policies.views import CoreView
 from policies.vocabulary import Request, Step, StepDone, WorkerLoad, WorkerSpec
 
 __all__ = [
     "Accepted",
+    "AdmissionFacts",
     "Admit",
     "Attach",
     "Attached",
@@ -33,27 +37,36 @@ __all__ = [
     "Cancel",
     "Cancelled",
     "Decision",
+    "DecisionFact",
     "Explain",
     "Exposition",
     "HandBack",
+    "Keep",
     "Live",
     "Load",
+    "Pressed",
     "Quota",
     "QuotaQuery",
     "ReportLive",
     "RunStep",
+    "SchedulerFacts",
     "Settle",
+    "StepFact",
     "StepRefused",
     "Stepped",
     "Submit",
+    "TenantFacts",
     "Tokens",
     "UsageOpened",
     "UsageQuery",
     "UsageRow",
     "UsageRows",
     "UsageSettled",
+    "WaitingFacts",
+    "Watching",
     "Where",
     "Whereabouts",
+    "WorkerFacts",
 ]
 
 # --- gateway → admission ----------------------------------------------------------------------------------------------
@@ -287,11 +300,125 @@ class UsageSettled(Message, frozen=True, tag="usage-settled"):
     settled_unix_s: float
 
 
+class Pressed(Message, frozen=True, tag="pressed"):
+    """How far up the overload ladder admission sees a model: on its bus topic, at every change, and every second above
+    calm. A scheduler that hears nothing more for three seconds is calm again."""
+
+    model: str
+    level: int  # of policies.overload.Level
+
+
 class Exposition(Message, frozen=True, tag="exposition"):
     """The metrics of a process in Prometheus text form, on the bus topic of its role, every two seconds."""
 
     instance: str
     text: bytes
+
+
+# --- bus, while somebody looks: what the live page and `headgate top` show --------------------------------------------
+
+
+class Watching(Message, frozen=True, tag="watching"):
+    """A gateway has viewers: on its bus topic, every second. Without one for 3 s nobody tells facts.
+
+    `whole`: it lacks some of what was told, or all: tell everything that is kept.
+    """
+
+    whole: bool = False
+
+
+class StepFact(msgspec.Struct, frozen=True, array_like=True):
+    """A step that came back."""
+
+    worker: str
+    number: int
+    at_unix_s: float
+    prefill_tokens: int
+    decode_tokens: int
+    rows: int
+    predicted_s: float
+    actual_s: float
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
+    """An attached worker. `blocks`: by state (used, free, cached, host)."""
+
+    worker: str
+    device: str
+    epoch: int
+    slots: int
+    free_slots: int
+    steps_per_s: float  # over the last seconds
+    blocks: dict[str, int]
+    view: CoreView
+
+
+class SchedulerFacts(Message, frozen=True, tag="scheduler-facts"):
+    """On the scheduler's bus topic, at most four times a second. The steps are those since the last time, or all that
+    are kept; `first` numbers the first of them, in this run of the scheduler, consecutive from 1."""
+
+    model: str
+    first: int
+    steps: list[StepFact]
+    workers: list[WorkerFacts]
+    served_tokens: dict[str, int]  # computed in the last minute, by tenant
+    unplaced: list[tuple[str, int]]  # (tenant, tier) of requests that wait for any worker
+
+
+class DecisionFact(msgspec.Struct, frozen=True, array_like=True):
+    """What admission said of a request. One that is deferred has a second one later."""
+
+    at_unix_s: float
+    request: str
+    tenant: str
+    tier: int
+    model: str
+    outcome: str  # admitted | deferred | refused
+    reason: str
+    message: str
+    measured: float | None  # against `threshold`: what the reason is about
+    threshold: float | None
+    predicted_ttft_s: float | None
+    predicted_tpot_s: float | None
+    deadline_s: float | None  # to the first token, when it came
+    retry_after_s: float | None
+    deferred_s: float | None
+    prompt_tokens: int
+    max_tokens: int
+
+
+class TenantFacts(msgspec.Struct, frozen=True, array_like=True):
+    """A tenant's last five minutes. `ttft` and `tpot`: (judged, kept, median, 95th percentile in seconds).
+
+    `history`: share of the judged that was kept, the worse of both promises, in 60 periods of 5 s, oldest first.
+    """
+
+    tenant: str
+    admitted: int
+    deferred: int
+    refused: dict[str, int]  # by reason
+    ttft: tuple[int, int, float | None, float | None]
+    tpot: tuple[int, int, float | None, float | None]
+    history: list[float | None]
+
+
+class WaitingFacts(msgspec.Struct, frozen=True, array_like=True):
+    """Requests that admission keeps waiting, of one tenant, model and tier."""
+
+    tenant: str
+    model: str
+    tier: int
+    count: int
+
+
+class AdmissionFacts(Message, frozen=True, tag="admission-facts"):
+    """On the bus topic of admission, at most four times a second; `first` and `decisions` as the steps of a scheduler.
+    Tenants of whom nothing was heard in five minutes are absent."""
+
+    first: int
+    decisions: list[DecisionFact]
+    tenants: list[TenantFacts]
+    waiting: list[WaitingFacts]
 
 
 # --- gateway → ledger -------------------------------------------------------------------------------------------------
@@ -337,3 +464,16 @@ class AuditRows(Message, frozen=True, tag="audit-rows"):
     """Newest first: each a JSON object with time, actor, action, target, details."""
 
     rows: list[str]
+
+
+# --- scheduler → gateway, gateway → bus: traces -----------------------------------------------------------------------
+
+
+class Keep(Message, frozen=True, tag="keep"):
+    """Record what you know of these requests, although they were not sampled: they turned out to matter.
+
+    A scheduler tells the gateway of one that it preempted; gateways tell everybody, on their bus topic, when a request
+    ended late, failed or was preempted. Lost, it costs spans and nothing else.
+    """
+
+    requests: list[str]

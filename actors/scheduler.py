@@ -23,6 +23,7 @@ from actors.messages import (
     Cancelled,
     HandBack,
     Load,
+    Pressed,
     RunStep,
     Stepped,
     StepRefused,
@@ -40,6 +41,7 @@ from observability.tracing import Tracing
 from policies.config import SchedulerConfig
 from policies.errors import PolicyError, Unservable
 from policies.events import Event, Finished, Preempted, Scheduled
+from policies.overload import Level
 from policies.placement import Ask, Placer, ask_of
 from policies.vocabulary import Finish, Request, WorkerLoad
 
@@ -65,6 +67,8 @@ class SchedulerActor(Actor):
     LOAD_SOON_S = 0.01
     #: So long a new scheduler that has found no worker yet tells no load: its predecessor's is nearer to the truth.
     FIND_WORKERS_S = 1.0
+    #: A level of overload that admission does not tell again for so long is over.
+    PRESSED_S = 3.0
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class SchedulerActor(Actor):
         self._load_every_s = load_every_s
         self._load_due = False
         self._load_from_s = 0.0
+        self._level, self._level_until = Level.calm, 0.0
         self._links: dict[str, WorkerLink] = {}
         self._placer = Placer(placement, report=self._report, used_blocks=self._used_blocks)
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
@@ -120,6 +125,7 @@ class SchedulerActor(Actor):
         self._load_from_s = self._clock() + self.FIND_WORKERS_S
         self.every(self._load_every_s, self._publish_load)
         self.every(0.1, self._watch_links)
+        await self.listen("admission", Pressed, self._heard_pressed)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -345,6 +351,7 @@ class SchedulerActor(Actor):
             send=send,
             observers=self._observers,
         )
+        self._links[instance].core.relieve(self._level)
         self._placer.join(instance, attached.spec)
         self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)
         waiting, self._unplaced = self._unplaced, deque()
@@ -387,11 +394,25 @@ class SchedulerActor(Actor):
 
     async def _watch_links(self) -> None:
         now = self._clock()
+        if self._level is not Level.calm and now > self._level_until:
+            self._relieve(Level.calm)
         for link in list(self._links.values()):
             if link.watch(now):
                 self._drive(link, now)
             else:
                 self._give_up(link, f"no result for {link.STALL_S:.0f} s")
+
+    def _heard_pressed(self, pressed: Pressed, ctx: Context) -> None:
+        if pressed.model == self._model:
+            self._relieve(Level(pressed.level))
+
+    def _relieve(self, level: Level) -> None:
+        """What every worker gives up, and for how long."""
+        now = self._clock()
+        self._level, self._level_until = level, now + self.PRESSED_S
+        for link in self._links.values():
+            link.core.relieve(level)
+            self._drive(link, now)
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 

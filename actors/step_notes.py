@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from policies.rows import Flight
-from policies.vocabulary import Request, StepDone
+from policies.vocabulary import NewRow, Request, StepDone
 
 __all__ = ["StepNote", "StepObserver"]
 
@@ -20,11 +20,14 @@ class StepNote:
     `at` is the instant of its result, in seconds of the scheduler's monotonic clock.
     """
 
-    __slots__ = ("_flight", "actual_s", "at", "number", "predicted_s", "worker")
+    __slots__ = ("_flight", "actual_s", "at", "epoch", "number", "predicted_s", "worker")
 
-    def __init__(self, worker: str, flight: Flight, done: StepDone, *, predicted_s: float, at: float) -> None:
+    def __init__(
+        self, worker: str, flight: Flight, done: StepDone, *, predicted_s: float, at: float, epoch: int = 0
+    ) -> None:
         self._flight = flight
         self.worker = worker
+        self.epoch = epoch  # of the worker's lease
         self.number = done.number
         self.predicted_s = predicted_s
         self.actual_s = done.duration_s  # on the device
@@ -50,6 +53,10 @@ class StepNote:
         decodes = self._flight.decodes
         for row, tokens in zip(self._flight.rows[decodes:], self._flight.step.counts[decodes:], strict=False):
             yield row.request, tokens
+
+    def entered(self) -> list[NewRow]:
+        """The rows that got a slot with this step: for the first time, or again."""
+        return self._flight.step.new
 
     def requests(self) -> Iterator[Request]:
         """All that ran in it, those that decode first."""

@@ -93,7 +93,7 @@ class WorkerLink:
 
     def _note(self, flight: Flight, done: StepDone, predicted_s: float) -> None:
         if self._observers:
-            note = StepNote(self.worker, flight, done, predicted_s=predicted_s, at=self._heard_at)
+            note = StepNote(self.worker, flight, done, predicted_s=predicted_s, at=self._heard_at, epoch=self.epoch)
             for observer in self._observers:
                 observer.stepped(note)
 

@@ -1,13 +1,12 @@
 """The admin API: tenants, keys, usage, audit, a dry run of admission, and the processes of the stack.
 
 On a port of its own, so that it can stay inside, with a key class of its own: no tenant's key opens it, and the admin
-key opens nothing else. What it changes is in `gateway/tenancy.py`; what it takes and shows in `gateway/admin_api.py`.
+key opens nothing else. The live page (`gateway/page/`) is served beside it, and asks it with a session in place of the
+key. What it changes is in `gateway/tenancy.py`; what it takes and shows in `gateway/admin_api.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -38,8 +37,11 @@ from gateway.admin_api import (
     tenant_view,
     worker_view,
 )
-from gateway.directory import Directory, bearer
+from gateway.directory import Directory
 from gateway.errors import ApiError, BadRequest, BodyTooLarge
+from gateway.page.door import AdminDoor
+from gateway.page.routes import Page
+from gateway.page.sessions import Sessions
 from gateway.secrets import check_admin_key
 from gateway.tenancy import Tenancy, not_found
 from policies.vocabulary import Request, WorkerLoad
@@ -77,26 +79,29 @@ def admin_app(
     :raises BadSecret: the admin key is weak, or of another class.
     """
     check_admin_key(admin_key)
-    admin = _Admin(admin_key, tenancy, directory, sources, gateway, now)
+    sessions = Sessions(admin_key, now=now)
+    door = AdminDoor(admin_key, sessions)
+    admin = _Admin(door, tenancy, directory, sources, gateway, now)
+    page = Page(door, sessions, gateway=gateway, now=now)
     return Starlette(
-        routes=admin.routes(), exception_handlers={ApiError: _refused, HTTPException: _not_routed, Exception: _broken}
+        routes=[*admin.routes(), *page.routes()],
+        exception_handlers={ApiError: _refused, HTTPException: _not_routed, Exception: _broken},
     )
 
 
 class _Admin:
-    """The endpoints. Each is wrapped in the check of the key."""
+    """The endpoints. Each is wrapped in the check of the key or the session."""
 
     def __init__(
         self,
-        admin_key: str,
+        door: AdminDoor,
         tenancy: Tenancy,
         directory: Directory,
         sources: AdminSources,
         gateway: str,
         now: Callable[[], float],
     ) -> None:
-        self._fingerprint = hashlib.sha256(admin_key.encode()).digest()
-        self._actor = f"admin:{self._fingerprint.hex()[:8]}"
+        self._door = door
         self._tenancy = tenancy
         self._directory = directory
         self._sources = sources
@@ -131,19 +136,11 @@ class _Admin:
 
     def _guarded(self, endpoints: dict[str, Endpoint]) -> Endpoint:
         async def answer(http: HttpRequest) -> Response:
-            key = bearer(http.headers.get("authorization"))
-            presented = hashlib.sha256((key or "").encode()).digest()
-            if not hmac.compare_digest(presented, self._fingerprint):
-                raise ApiError(
-                    "The admin key is needed: send `Authorization: Bearer sk-hg-admin-...`.",
-                    status=401,
-                    code="invalid_api_key",
-                    should_retry=False,
-                    headers=((b"www-authenticate", b"Bearer"),),
-                )
+            session = self._door.enter(http)
+            http.state.actor = self._door.actor(session)  # for the audit
             try:
                 # HEAD comes with GET.
-                return await endpoints["GET" if http.method == "HEAD" else http.method](http)
+                response = await endpoints["GET" if http.method == "HEAD" else http.method](http)
             except ActorError as error:
                 raise ApiError(
                     f"The answer needs another part of the stack, which does not answer: {error}",
@@ -152,6 +149,7 @@ class _Admin:
                     code="unavailable",
                     retry_after_s=1.0,
                 ) from error
+            return self._door.leave(http, response, session)
 
         return answer
 
@@ -160,7 +158,7 @@ class _Admin:
 
     async def _create_tenant(self, http: HttpRequest) -> Response:
         tenant = new_tenant(decode_body(await _body(http), TenantOrder))
-        created, revision = await self._tenancy.create_tenant(tenant, actor=self._actor)
+        created, revision = await self._tenancy.create_tenant(tenant, actor=http.state.actor)
         return _json(tenant_view(created, revision), status=201)
 
     async def _show_tenant(self, http: HttpRequest) -> Response:
@@ -173,14 +171,14 @@ class _Admin:
             http.path_params["name"],
             lambda tenant: changed_tenant(tenant, change),
             details=given_fields(change),
-            actor=self._actor,
+            actor=http.state.actor,
             revision=_revision(http),
         )
         return _json(tenant_view(tenant, revision))
 
     async def _delete_tenant(self, http: HttpRequest) -> Response:
         name = http.path_params["name"]
-        revoked = await self._tenancy.delete_tenant(name, actor=self._actor)
+        revoked = await self._tenancy.delete_tenant(name, actor=http.state.actor)
         return _json({"name": name, "deleted": True, "revoked_keys": revoked})
 
     async def _list_keys(self, http: HttpRequest) -> Response:
@@ -196,7 +194,7 @@ class _Admin:
             raise BadRequest(f"`expires` is {order.expires}, which is over.", param="expires")
         record, text = await self._tenancy.create_key(
             order.tenant,
-            actor=self._actor,
+            actor=http.state.actor,
             expires_unix_s=expires,
             models=None if order.models is None else tuple(order.models),
             tier_ceiling=order.tier_ceiling,
@@ -207,12 +205,14 @@ class _Admin:
         return _json(key_view(await self._tenancy.key(http.path_params["id"]), self._now()))
 
     async def _revoke_key(self, http: HttpRequest) -> Response:
-        record = await self._tenancy.revoke_key(http.path_params["id"], actor=self._actor)
+        record = await self._tenancy.revoke_key(http.path_params["id"], actor=http.state.actor)
         return _json(key_view(record, self._now()))
 
     async def _rotate_key(self, http: HttpRequest) -> Response:
         order = decode_body(await _body(http), RotateOrder)
-        record, text = await self._tenancy.rotate_key(http.path_params["id"], grace_s=order.grace_s, actor=self._actor)
+        record, text = await self._tenancy.rotate_key(
+            http.path_params["id"], grace_s=order.grace_s, actor=http.state.actor
+        )
         return _json({"id": record.id, "key": text} | key_view(record, self._now()))
 
     async def _usage(self, http: HttpRequest) -> Response:

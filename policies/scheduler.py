@@ -24,13 +24,14 @@ from policies.errors import StepRefused, Unservable, WorkerMismatch
 from policies.events import Event
 from policies.integrity import check_integrity
 from policies.kv import KvMemory, NameBlocks, hash_names
-from policies.order import waiting_queue
+from policies.order import DeviceCost, waiting_queue
 from policies.overload import Level, under
 from policies.planner import Planner
 from policies.rows import Flight, Place, Row
 from policies.running import Running, worst_case
 from policies.steady import advance, steps_ahead
 from policies.step_time import Features
+from policies.views import CoreView, view_rows
 from policies.vocabulary import (
     BLOCK_SIZE,
     Finish,
@@ -460,6 +461,11 @@ class Scheduler:
             "cached": len(self._kv.index),
             "host": self._kv.host.held,
         }
+
+    def view(self, now: float) -> CoreView:
+        """Who runs, who waits, and whose the memory is, for a person to look at. O(rows)."""
+        cost = DeviceCost(self._step_time, tokens_per_step=self.spec.tokens_per_step)
+        return view_rows(self._rows.values(), cost, now)
 
     def requests(self) -> list[Live]:
         """The requests that are not over, in order of arrival."""

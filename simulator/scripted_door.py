@@ -87,7 +87,7 @@ class RecordingDoor(Door):
 
 
 class ScriptedDoor:
-    """A door that replays `decisions`, and `levels` of the overload ladder. Forks share them; a flip is a fork's own."""
+    """A door that replays `decisions`, and `levels` of the overload ladder. A flip is a fork's own."""
 
     def __init__(
         self,

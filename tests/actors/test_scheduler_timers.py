@@ -6,11 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from virtual_stack import expected, request, virtual_stack
+from virtual_stack import MODEL, expected, request, virtual_stack
 
+from actors.messages import Pressed
 from actors.runtime.simulation import run
 from gateway.generation import GenerationFailed
 from policies.config import SchedulerConfig
+from policies.overload import Level
 
 
 def test_a_partial_batch_starts_when_its_time_is_over(tmp_path: Path) -> None:
@@ -48,5 +50,24 @@ def test_who_cannot_be_in_time_any_more_is_told_so(tmp_path: Path) -> None:
             await generation.close()
             (link,) = stack.scheduler.links
             assert link.core.requests() == []
+
+    run(main())
+
+
+def test_a_scheduler_gives_up_what_admission_says_and_is_calm_when_it_hears_nothing_more(tmp_path: Path) -> None:
+    """The level of the overload ladder comes over the bus, for this model alone, and lapses after three seconds."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path) as stack:
+            (link,) = stack.scheduler.links
+            levels: list[Level] = []
+            link.core.relieve = levels.append  # type: ignore[method-assign]
+            node = stack.gateway.node
+            await node.publish("admission", Pressed(model="another", level=Level.refuse))
+            await node.publish("admission", Pressed(model=MODEL, level=Level.shrink))
+            await asyncio.sleep(1.0)
+            assert levels == [Level.shrink]
+            await asyncio.sleep(3.0)
+            assert levels == [Level.shrink, Level.calm]
 
     run(main())

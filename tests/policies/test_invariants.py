@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from policies.config import Batching, Order, Preemption, SchedulerConfig
 from policies.events import Finished, Preempted, Reclaimed
+from policies.overload import Level
 from policies.vocabulary import Finish
 
 WORKERS = st.integers(0, 1)
@@ -97,6 +98,10 @@ class Chaos(RuleBasedStateMachine):
     @rule(worker=WORKERS, which=st.integers(0, 100))
     def submit_again(self, worker: int, which: int) -> None:
         self.pair.submit_again(self.pair.workers[worker], which)
+
+    @rule(worker=WORKERS, level=st.sampled_from(Level))
+    def relieve(self, worker: int, level: Level) -> None:
+        self.pair.workers[worker].core.relieve(level)
 
     @rule(elapsed_s=st.sampled_from([0.001, 0.05, 2.0]))
     def wait(self, elapsed_s: float) -> None:

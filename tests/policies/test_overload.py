@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 from door import request
+from harness import Harness, make_request, worker_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from worker_sim import COEFFICIENTS
 
 from policies.admission import Admission, Admit, Policy, Refuse
 from policies.config import SchedulerConfig
+from policies.events import Preempted
 from policies.overload import Ladder, Level, Rungs, pressure, under
-from policies.vocabulary import RequestLoad, WorkerLoad
+from policies.vocabulary import RequestLoad, Tier, WorkerLoad
 
 
 def load(requests: list[RequestLoad], *, blocks: int = 1000) -> WorkerLoad:
@@ -74,11 +76,11 @@ def test_pressure_is_of_what_has_a_contract() -> None:
 def test_a_scheduler_gives_up_rows_first_and_copies_ahead_last() -> None:
     """By its options alone."""
     config = SchedulerConfig()
-    assert under(Level.calm, config, slots=64) == config
-    assert under(Level.refuse, config, slots=64).batch_size == 48
-    assert under(Level.shrink, SchedulerConfig(batch_size=8), slots=64).batch_size == 6
-    assert under(Level.refuse, config, slots=64).offload_share == 0.0
-    assert under(Level.offload, config, slots=64).offload_share == 0.2
+    assert under(Level.calm, config) == config
+    assert under(Level.refuse, config).flex_slots == 0.75
+    assert under(Level.shrink, SchedulerConfig(flex_slots=0.5)).flex_slots == 0.5
+    assert under(Level.refuse, config).offload_share == 0.0
+    assert under(Level.offload, config).offload_share == 0.2
 
 
 def pressed(level: Level, *, now: float = 100.0, **figures: object) -> Admission:
@@ -114,3 +116,40 @@ def test_from_refuse_on_nothing_comes_in_without_a_contract() -> None:
     assert refusal.retry_after_s is not None
     assert isinstance(admission.arrive(request("u"), 100.0, committed=False), Refuse)
     assert isinstance(admission.arrive(request("g", prompt=16), 100.0), Admit)
+
+
+def test_under_pressure_nothing_without_a_contract_starts_in_the_last_quarter_of_the_slots() -> None:
+    """Who has a contract finds a slot; calm again, the rest starts too."""
+    h = Harness(worker_spec(blocks=60, slots=4), SchedulerConfig())
+    h.core.relieve(Level.shrink)
+    for name in ("f1", "f2", "f3", "f4"):
+        h.submit(make_request(name, [1], 40, tier=Tier.flex))
+    h.submit(make_request("g", [2], 40, tier=Tier.priority))
+    h.plan()
+    assert h.core.census().running == 3, "two of the best effort, and who has a contract"
+    h.core.relieve(Level.calm)
+    h.now += 0.01
+    h.plan()
+    assert h.core.census().running == 4
+    h.execute()
+    h.run()
+    h.check_end()
+
+
+def test_at_the_top_blocks_are_copied_ahead_and_below_it_not_any_more() -> None:
+    """Two rows outgrow a small pool; only at the last level does a step carry copies before somebody has to go."""
+    copied = {}
+    for level in (Level.refuse, Level.offload):
+        h = Harness(worker_spec(blocks=10, host_blocks=40), SchedulerConfig(watermark=0.0, preemption="swap"))
+        h.core.relieve(level)
+        h.submit(make_request("old", [1] * 33, 70))
+        h.submit(make_request("new", [2] * 33, 70))
+        ahead = 0
+        while not any(isinstance(event, Preempted) for event in h.events) and h.core.requests():
+            h.now += 0.01
+            step = h.plan()
+            ahead += 0 if step is None else len(step.swap_out)
+            h.execute()
+            h.complete()
+        copied[level] = ahead
+    assert copied[Level.refuse] < copied[Level.offload]

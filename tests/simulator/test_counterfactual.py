@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from policies.catalog import PolicySet, policy_set
+from policies.overload import Level
 from policies.vocabulary import Contract, StepTimeCoefficients, Tenant, Tier
 from simulator.counterfactual import judge
 from simulator.door import Door, DoorMaker, Knowledge
@@ -61,11 +62,12 @@ def test_replaying_every_decision_gives_the_same_run(workers: int, noise: float,
     """Admitted, deferred and refused ones alike; to the bit."""
     make = making(crowd(every_s=0.09 / workers), workers=workers, step_noise=noise, knowledge=knowledge)
     decisions: dict[str, Decision] = {}
-    base = make(partial(RecordingDoor, decisions=decisions)).run()
+    levels: list[tuple[float, Level]] = []
+    base = make(partial(RecordingDoor, decisions=decisions, levels=levels)).run()
     assert {outcome.decision for outcome in base.outcomes} >= {"admitted", "refused"}
     if workers == 1:
         assert any(decision.deferred for decision in decisions.values())
-    again = make(partial(ScriptedDoor, decisions=decisions)).run()
+    again = make(partial(ScriptedDoor, decisions=decisions, levels=levels)).run()
     assert again.outcomes == base.outcomes
     assert (again.steps, again.busy_s, again.ended_s) == (base.steps, base.busy_s, base.ended_s)
 
@@ -74,9 +76,10 @@ def test_a_flip_is_the_forks_own() -> None:
     """The fork ends with one more request let in, and the replay goes on as if nothing had been."""
     make = making(crowd())
     decisions: dict[str, Decision] = {}
-    base = make(partial(RecordingDoor, decisions=decisions)).run()
+    levels: list[tuple[float, Level]] = []
+    base = make(partial(RecordingDoor, decisions=decisions, levels=levels)).run()
     refused = next(outcome for outcome in base.outcomes if outcome.decision == "refused")
-    replay = make(partial(ScriptedDoor, decisions=decisions))
+    replay = make(partial(ScriptedDoor, decisions=decisions, levels=levels))
     replay.run_until(refused.arrived_s - 1e-9)
     fork = replay.fork()
     assert isinstance(fork.door, ScriptedDoor)
