@@ -39,11 +39,14 @@ from gateway.admin_api import (
 )
 from gateway.directory import Directory
 from gateway.errors import ApiError, BadRequest, BodyTooLarge
+from gateway.live.hub import LiveHub
+from gateway.live.stream import LiveStream, facts
 from gateway.page.door import AdminDoor
 from gateway.page.routes import Page
 from gateway.page.sessions import Sessions
 from gateway.secrets import check_admin_key
 from gateway.tenancy import Tenancy, not_found
+from observability.span_store import Span
 from policies.vocabulary import Request, WorkerLoad
 
 __all__ = ["AdminSources", "admin_app"]
@@ -51,6 +54,7 @@ __all__ = ["AdminSources", "admin_app"]
 _MAX_BODY_BYTES = 64 * 1024
 _USAGE_BY = ("tenant", "day", "key", "request")
 _MAX_ROWS = 10_000
+_LONGEST_ID = 200
 
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -63,6 +67,8 @@ class AdminSources(msgspec.Struct, frozen=True, kw_only=True):
     explain: Callable[[Request], Awaitable[Decision]]  # Frontend.explain
     processes: Callable[[], Awaitable[Sequence[dict[str, object]]]] | None = None
     workers: Callable[[], Sequence[WorkerLoad]] | None = None
+    live: LiveHub | None = None
+    spans: Callable[[str], Awaitable[Sequence[Span]]] | None = None  # of a request
 
 
 def admin_app(
@@ -125,6 +131,9 @@ class _Admin:
             ("POST", "/explain", self._explain),
             ("GET", "/processes", self._processes),
             ("GET", "/workers", self._workers),
+            ("GET", "/facts", self._facts),
+            ("GET", "/live", self._live),
+            ("GET", "/requests/{id}/spans", self._spans),
         ]
         paths: dict[str, dict[str, Endpoint]] = {}
         for method, path, endpoint in table:
@@ -252,6 +261,22 @@ class _Admin:
         if self._sources.workers is None:
             raise not_found("list of workers at", self._gateway)
         return _json({"workers": [worker_view(worker) for worker in self._sources.workers()]})
+
+    async def _facts(self, http: HttpRequest) -> Response:
+        return await facts(self._hub())
+
+    async def _live(self, http: HttpRequest) -> Response:
+        return await LiveStream.open(self._hub())
+
+    def _hub(self) -> LiveHub:
+        if self._sources.live is None:
+            raise not_found("live view at", self._gateway)
+        return self._sources.live
+
+    async def _spans(self, http: HttpRequest) -> Response:
+        if self._sources.spans is None:
+            raise not_found("store of spans at", self._gateway)
+        return _json({"spans": await self._sources.spans(http.path_params["id"][:_LONGEST_ID])})
 
 
 def _json(content: object, *, status: int = 200) -> Response:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from actors.messages import Decision
 from gateway.hooks import Observer
+from gateway.traces import RequestTraces
 from observability.metrics import EdgeMetrics
 from observability.tracing import Tracing
 from policies.vocabulary import Request, Tier
@@ -18,34 +19,49 @@ __all__ = ["EdgeHooks"]
 class EdgeHooks:
     """Makes one observer a request: a SERVER span, and the counters of the edge."""
 
-    def __init__(self, metrics: EdgeMetrics, tracing: Tracing) -> None:
+    def __init__(self, metrics: EdgeMetrics, tracing: Tracing, traces: RequestTraces | None = None) -> None:
         self._metrics = metrics
         self._tracing = tracing
+        self._traces = traces or RequestTraces()
 
     def start(self, route: str, *, request_id: str, traceparent: str | None) -> Observer:
-        return _Observer(route, request_id, traceparent, self._metrics, self._tracing)
+        return _Observer(route, request_id, traceparent, self._metrics, self._tracing, self._traces)
 
 
 class _Observer:
     def __init__(
-        self, route: str, request_id: str, traceparent: str | None, metrics: EdgeMetrics, tracing: Tracing
+        self,
+        route: str,
+        request_id: str,
+        traceparent: str | None,
+        metrics: EdgeMetrics,
+        tracing: Tracing,
+        traces: RequestTraces,
     ) -> None:
         self._metrics = metrics
+        self._traces = traces
         self._span = tracing.start_request(route, request_id=request_id, traceparent=traceparent)
         self._operation = "text_completion" if route.endswith("/v1/completions") else "chat"
         self._first: Request | None = None
+        self._asked: list[str] = []
+        self._admitted = False
         self._ttft_s: dict[str, float] = {}
         self._tpot_s: float | None = None
         self._output_tokens = 0
+        self._attempts = 1
+        self._is_late = False
         self._started = time.perf_counter()
         self._allowed_s: float | None = None  # from the arrival of the HTTP request to the first token
         self._outcome = ""
-        self.traceparent = tracing.traceparent_of(self._span)
+        self.traceparent = self._span.traceparent
 
     def stage(self, name: str, seconds: float) -> None:
         self._metrics.overhead(name, seconds)
+        self._span.set_attribute(f"headgate.{name}_ms", round(seconds * 1000, 3))
 
     def asked(self, request: Request, *, tenant: str, key: str, stream: bool) -> None:
+        self._asked.append(request.id)
+        self._traces.opened(request.id, self._span)
         if self._first is None:
             self._first = request
             if request.ttft_s is not None:
@@ -61,17 +77,24 @@ class _Observer:
                     "gen_ai.request.max_tokens": request.max_tokens,
                     "gen_ai.usage.input_tokens": len(request.prompt) // 4,
                     "headgate.stream": stream,
+                    **_promises(self._allowed_s, request.tpot_s),
                 }
             )
 
     def decided(self, request: Request, decision: Decision, waited_s: float) -> None:
         self._metrics.overhead("admission", waited_s - decision.deferred_s)
-        if decision.outcome != "admitted":
+        self._span.set_attribute("headgate.admission_wait_ms", round(waited_s * 1000, 3))
+        if decision.outcome == "admitted":
+            self._admitted = True
+        else:
             self._outcome = decision.reason
+            self._span.set_attribute("headgate.reason", decision.reason)
 
     def first_token(self, request: Request, ttft_s: float) -> None:
         self._ttft_s[request.id] = ttft_s
         self._span.add_event("first_token", {"headgate.ttft_ms": round(ttft_s * 1000, 2)})
+        if self._allowed_s is not None and ttft_s > self._allowed_s:
+            self._is_late = True
 
     def generated(
         self, request: Request, *, output_tokens: int, cached_tokens: int, tpot_s: float | None, finish: str
@@ -79,6 +102,9 @@ class _Observer:
         self._outcome = finish
         self._tpot_s = tpot_s
         self._output_tokens += output_tokens
+        self._attempts = max(self._attempts, request.attempt)
+        if request.tpot_s is not None and tpot_s is not None and tpot_s > request.tpot_s:
+            self._is_late = True
         self._span.set_attributes(
             {"gen_ai.usage.output_tokens": self._output_tokens, "gen_ai.response.finish_reasons": (finish,)}
         )
@@ -91,12 +117,7 @@ class _Observer:
             self._metrics.promised(tenant=request.tenant, slo="tpot", attained=tpot_s <= request.tpot_s)
 
     def finished(self, *, status: int, outcome: str, seconds: float) -> None:
-        if outcome == "cancelled":
-            self._span.add_event("cancelled")
-        self._span.set_attribute("http.response.status_code", status)
-        if status >= 500:
-            self._span.set_status(Status(StatusCode.ERROR, self._outcome or outcome))
-        self._span.end()
+        self._end_span(status, outcome, seconds)
         request = self._first
         self._metrics.finished(
             tenant=request.tenant if request else "",
@@ -108,3 +129,30 @@ class _Observer:
             ttft_s=next(iter(self._ttft_s.values()), None),
             tpot_s=self._tpot_s,
         )
+
+    def _end_span(self, status: int, outcome: str, seconds: float) -> None:
+        span = self._span
+        if outcome == "cancelled":
+            span.add_event("cancelled")
+        if self._allowed_s is not None and not self._ttft_s and self._admitted and seconds > self._allowed_s:
+            self._is_late = True  # its client gave up waiting
+        span.set_attributes(
+            {
+                "http.response.status_code": status,
+                "headgate.outcome": outcome,
+                "headgate.late": self._is_late,
+                "headgate.attempts": self._attempts,
+            }
+        )
+        if self._tpot_s is not None:
+            span.set_attribute("headgate.tpot_ms", round(self._tpot_s * 1000, 3))
+        if status >= 500 or outcome == "error":
+            span.fail(self._outcome or outcome)
+        if outcome in ("refused", "error") or self._is_late:
+            span.keep()
+        self._traces.closed(self._asked, span, reached_others=self._admitted)
+
+
+def _promises(ttft_s: float | None, tpot_s: float | None) -> dict[str, AttributeValue]:
+    found = {"headgate.deadline_ms": ttft_s, "headgate.deadline_tpot_ms": tpot_s}
+    return {name: round(1000 * seconds, 2) for name, seconds in found.items() if seconds is not None}

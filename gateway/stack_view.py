@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -13,7 +14,7 @@ from gateway.text.tokenizer import ModelText
 from observability.merge import merged
 from policies.vocabulary import WorkerLoad
 
-__all__ = ["StackView"]
+__all__ = ["Heartbeat", "StackView"]
 
 #: A scheduler reports ten times a second; one that is silent for so long is away.
 _LOAD_STALE_S = 2.0
@@ -21,6 +22,19 @@ _LOAD_STALE_S = 2.0
 _EXPOSITION_STALE_S = 10.0
 #: As for a death watch: five missed heartbeats.
 _ALIVE_STALE_S = 1.0
+#: So long the last heartbeat of a process is remembered, and shown with its age.
+_SILENT_S = 30.0
+
+
+class Heartbeat(NamedTuple):
+    """The latest of a process."""
+
+    role: str
+    instance: str
+    epoch: int
+    age_s: float
+    state: str | None
+    model: str | None
 
 
 class StackView:
@@ -48,8 +62,6 @@ class StackView:
 
     def processes(self) -> list[dict[str, object]]:
         """Every process that was heard lately, by name: role, instance, pid, epoch of its lease, state."""
-        since = self._clock() - _ALIVE_STALE_S
-        self._alive = {name: heard for name, heard in sorted(self._alive.items()) if heard[0] > since}
         return [
             {
                 "role": name.partition(".")[0],
@@ -58,8 +70,28 @@ class StackView:
                 "epoch": alive.epoch,
                 "state": alive.info.get("state"),
             }
-            for name, (_, alive) in self._alive.items()
+            for name, age_s, alive in self._remembered()
+            if age_s < _ALIVE_STALE_S
         ]
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """The latest heartbeat of every process that was heard in half a minute, by name."""
+        return [
+            Heartbeat(
+                name.partition(".")[0],
+                alive.instance,
+                alive.epoch,
+                age_s,
+                "silent" if age_s >= _ALIVE_STALE_S else alive.info.get("state"),
+                alive.info.get("model"),
+            )
+            for name, age_s, alive in self._remembered()
+        ]
+
+    def _remembered(self) -> list[tuple[str, float, Alive]]:
+        now = self._clock()
+        self._alive = {name: heard for name, heard in sorted(self._alive.items()) if now - heard[0] < _SILENT_S}
+        return [(name, now - heard_at, alive) for name, (heard_at, alive) in self._alive.items()]
 
     def workers(self) -> list[WorkerLoad]:
         """Every worker of a scheduler that was heard lately, by model and name, without its requests."""

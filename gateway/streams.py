@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from actors.messages import Decision, Exposition, HandBack, Live, Load, Quota, ReportLive, Settle, Tokens
+from actors.messages import Decision, Exposition, HandBack, Keep, Live, Load, Quota, ReportLive, Settle, Tokens
 from actors.runtime import Actor, Alive, Context, Node, Peer, Watch, handles, heartbeat
 from gateway.asking import AskAdmission, AskScheduler
 from gateway.generation import Generation, GenerationFailed, Refused
@@ -22,7 +22,9 @@ from gateway.open_stream import OpenStream
 from gateway.stack_view import StackView
 from gateway.stream import Stream, Took
 from gateway.text.tokenizer import ModelText
+from gateway.traces import RequestTraces
 from gateway.usage_log import UsageLog
+from observability.traceparent import log_ids
 from policies.vocabulary import Finish, Request
 
 __all__ = ["GatewayActor"]
@@ -40,10 +42,16 @@ class GatewayActor(Actor):
     mailbox = 8192
 
     def __init__(
-        self, *, models: Mapping[str, ModelText], usage: UsageLog, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        models: Mapping[str, ModelText],
+        usage: UsageLog,
+        clock: Callable[[], float] = time.monotonic,
+        traces: RequestTraces | None = None,
     ) -> None:
         self.view = StackView(models, clock)
         self._usage = usage
+        self._traces = traces or RequestTraces()
         self._clock = clock
         self._open: dict[str, OpenStream] = {}
         self._all_over = asyncio.Event()
@@ -68,6 +76,7 @@ class GatewayActor(Actor):
         heartbeat(self, info=self._info)
         self.every(1.0, self._report_live)
         self.every(0.25, self._ask_about_silent)
+        self.every(0.1, self._ask_for_spans)
         self._started = True
 
     async def on_drain(self) -> None:
@@ -78,6 +87,7 @@ class GatewayActor(Actor):
     async def on_stop(self) -> None:
         await asyncio.gather(*(opened.close() for opened in list(self._open.values())))
         await asyncio.gather(*self._endings)
+        await self._ask_for_spans()
 
     def _info(self) -> dict[str, object]:
         return {"pid": os.getpid(), "state": "starting" if self.not_ready() else "ready"}
@@ -182,7 +192,10 @@ class GatewayActor(Actor):
             opened.wake()
             return
         seen = len(request.generated) // 4
-        self._log.info("resumed", request_id=request.id, attempt=request.attempt, tokens=seen, why=why)
+        facts = {"headgate.attempt": request.attempt, "headgate.output_tokens": seen, "headgate.why": why}
+        self._traces.happened(request.id, "failover", facts)
+        ids = log_ids(request.traceparent)
+        self._log.info("resumed", request_id=request.id, attempt=request.attempt, tokens=seen, why=why, **ids)
         self.spawn(self._submit(opened, request))
 
     async def _submit(self, opened: OpenStream, request: Request) -> None:
@@ -216,6 +229,18 @@ class GatewayActor(Actor):
                 self._resume(opened, "unknown to the scheduler" if live < attempt else "tokens were lost")
             else:
                 opened.stream.heard = self._clock()  # it is only slow
+
+    # --- traces -------------------------------------------------------------------------------------------------------
+
+    @handles
+    def keep(self, msg: Keep, ctx: Context) -> None:
+        """A scheduler preempted them."""
+        self._traces.keep(msg.requests)
+
+    async def _ask_for_spans(self) -> None:
+        requests = self._traces.take_to_ask()
+        if requests and self.node.transport.is_connected:
+            await self.node.publish(self.role, Keep(requests=requests))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import re
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
-__all__ = ["format_traceparent", "is_sampled", "parse_traceparent"]
+__all__ = ["format_traceparent", "is_marked", "is_sampled", "log_ids", "parse_traceparent"]
 
 # Versions above 00 may append fields after a dash; 00 itself may not, and ff is forbidden.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z", re.DOTALL)
@@ -46,3 +46,14 @@ def is_sampled(text: str | None) -> bool:
     """Whether spans under `text` are recorded at all: the gateway decided, everyone behind it reads the flag."""
     context = parse_traceparent(text)
     return context is not None and context.trace_flags.sampled
+
+
+def is_marked(text: str | None) -> bool:
+    """`is_sampled` for a context that a gateway of ours wrote, without a look at the rest: 0.1 µs instead of 3."""
+    return text is not None and text.endswith("-01")
+
+
+def log_ids(text: str) -> dict[str, str]:
+    """`trace_id` and `span_id` of a context that our gateways wrote, for a log line; nothing for anything else."""
+    parts = text.split("-")
+    return {"trace_id": parts[1], "span_id": parts[2]} if len(parts) == 4 else {}

@@ -14,6 +14,8 @@ from actors.usage import AUDIT_SUBJECT
 from gateway.admin import AdminSources, admin_app
 from gateway.app import create_app
 from gateway.directory import KEYS_BUCKET, TENANTS_BUCKET, Directory
+from gateway.live.hub import LiveHub
+from gateway.live.spans import span_source
 from gateway.observing import EdgeHooks
 from gateway.secrets import load_secrets
 from gateway.server import server_config
@@ -68,12 +70,19 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
     async def processes() -> list[dict[str, object]]:
         return actor.view.processes()
 
+    hub = LiveHub(node, view=actor.view, tenants=directory.tenants, models={settings.name: model})
     admin = admin_app(
         admin_key=secrets.admin_key,
         tenancy=Tenancy(tenants, keys, directory, pepper=secrets.pepper, audit=audit),
         directory=directory,
         sources=AdminSources(
-            usage=usage, audit=audit_rows, explain=explain, processes=processes, workers=actor.view.workers
+            usage=usage,
+            audit=audit_rows,
+            explain=explain,
+            processes=processes,
+            workers=actor.view.workers,
+            live=hub,
+            spans=span_source(settings.data_dir),
         ),
         gateway=context.instance,
     )
@@ -96,6 +105,7 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         try:
             yield actor
         finally:
+            hub.close()
             await directory.stop()
 
 

@@ -1,0 +1,31 @@
+"""The spans of a request, for its waterfall: from the store of the data directory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from gateway.errors import ApiError
+from observability.errors import SpanStoreUnreadable
+from observability.span_store import Span, find_trace
+
+__all__ = ["span_source"]
+
+
+def span_source(data: Path) -> Callable[[str], Awaitable[Sequence[Span]]]:
+    """Reads in a thread: SQLite may wait for a writer. What is asked raises an ApiError (503) if it cannot be read."""
+
+    async def spans(request_id: str) -> Sequence[Span]:
+        try:
+            return await asyncio.to_thread(find_trace, data, request_id)
+        except SpanStoreUnreadable as error:
+            raise ApiError(
+                f"The spans cannot be read: {error}.",
+                status=503,
+                type="service_unavailable_error",
+                code="unavailable",
+                retry_after_s=1.0,
+            ) from error
+
+    return spans
