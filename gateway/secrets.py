@@ -44,9 +44,10 @@ def load_secrets(data_dir: Path | str, *, environ: Mapping[str, str] | None = No
     """Read the secrets, making the files that are missing (0600; several processes may do so at once and agree).
 
     HEADGATE_PEPPER, HEADGATE_CACHE_SALT and HEADGATE_ADMIN_KEY come before the files `pepper.key`, `cache-salt.key`
-    and `admin.key`.
+    and `admin.key`; and files that HEADGATE_PEPPER_FILE, HEADGATE_CACHE_SALT_FILE and HEADGATE_ADMIN_KEY_FILE name
+    come first. Who may read those is for whoever mounts them to say: container engines mount secrets for every user.
 
-    :raises BadSecret: one is too weak, or its file may be read by others.
+    :raises BadSecret: one is too weak, or cannot be read, or its file may be read by others.
     """
     environ = os.environ if environ is None else environ
     directory = Path(data_dir)
@@ -54,6 +55,9 @@ def load_secrets(data_dir: Path | str, *, environ: Mapping[str, str] | None = No
     def secret(variable: str, file: str, make: Callable[[], str]) -> str:
         value = environ.get(variable)
         source = variable
+        if mounted := environ.get(f"{variable}_FILE"):
+            source = f"{variable}_FILE={mounted}"
+            value = _read(mounted, source)
         if value is None:
             source = str(directory / file)
             value = _read_or_make(directory / file, make)
@@ -85,6 +89,13 @@ def _refuse_weak(value: str, source: str) -> None:
             f"{source} is too weak: {len(value)} characters, {len(set(value))} of them different; "
             f"at least {_LEAST_LENGTH} and {_LEAST_DISTINCT} are needed, such as `openssl rand -hex 32` gives"
         )
+
+
+def _read(path: str, source: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise BadSecret(f"{source} cannot be read: {error.strerror}") from error
 
 
 def _read_or_make(path: Path, make: Callable[[], str]) -> str:

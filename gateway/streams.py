@@ -90,7 +90,8 @@ class GatewayActor(Actor):
         await self._ask_for_spans()
 
     def _info(self) -> dict[str, object]:
-        return {"pid": os.getpid(), "state": "starting" if self.not_ready() else "ready"}
+        state = "draining" if self.node.is_draining else "starting" if self.not_ready() else "ready"
+        return {"pid": os.getpid(), "state": state}
 
     def _ending(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run the end of a request to its own end: neither its client nor the drain may cut it short."""
@@ -131,6 +132,10 @@ class GatewayActor(Actor):
         return await self._admission.quota(tenant)
 
     def not_ready(self) -> list[str]:
+        if not self._started:
+            return ["this gateway is starting"]
+        if self.node.is_draining:
+            return ["this gateway is draining: streams end, and nothing new is taken"]
         return self.view.not_ready(is_connected=self.node.transport.is_connected)
 
     # --- tokens -------------------------------------------------------------------------------------------------------

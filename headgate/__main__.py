@@ -17,6 +17,8 @@ __all__ = ["LazyGroup", "main"]
 COMMANDS = {
     "serve": "Start the whole stack on this machine.",
     "run": "Start one role against a given NATS server.",
+    "secrets": "Make and rotate the secrets of a stack in containers.",
+    "health": "Ask a process whether it is alive, or ready.",
     "ps": "List the processes of the running stack.",
     "demo": "Show two contracts being kept under overload.",
     "tenants": "Create, change, list and delete tenants.",

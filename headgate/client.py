@@ -43,7 +43,7 @@ class AdminClient:
     def __init__(self, *, data: Path, admin_url: str | None = None) -> None:
         """Finds the stack: `admin_url`, else `<data>/endpoints.json`, else the default port of this machine.
 
-        The key is HEADGATE_ADMIN_KEY, else `<data>/admin.key`.
+        The key is HEADGATE_ADMIN_KEY, else in the file HEADGATE_ADMIN_KEY_FILE, else in `<data>/admin.key`.
         """
         self._data = data
         endpoints = None if admin_url else read_endpoints(data)
@@ -84,7 +84,8 @@ class AdminClient:
         from_environment = os.environ.get("HEADGATE_ADMIN_KEY")
         if from_environment:
             return from_environment.strip()
-        path = self._data / _ADMIN_KEY_FILE
+        mounted = os.environ.get("HEADGATE_ADMIN_KEY_FILE")
+        path = Path(mounted) if mounted else self._data / _ADMIN_KEY_FILE
         try:
             return path.read_text().strip()
         except FileNotFoundError:

@@ -21,29 +21,30 @@ import structlog
 import uvloop
 
 from actors.messages import Exposition
-from actors.runtime import Actor, NatsTransport, Node
+from actors.runtime import Actor, Node
+from headgate.nats.address import open_transport, read_secret
+from headgate.readiness import Readiness
 from headgate.settings import Settings
 from observability.logs import setup_logs
 from observability.metrics import Metrics
 from observability.tracing import Tracing, setup_tracing
 
-__all__ = ["DRAIN_S", "Role", "RoleContext", "run_role"]
+__all__ = ["Role", "RoleContext", "run_role"]
 
-#: So long may a role finish what it has after SIGTERM.
-DRAIN_S = 8.0
 _EXPOSE_EVERY_S = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
 class RoleContext:
-    """What a role is made of."""
+    """What a role is made of. `readiness` is told what its `/ready` is to say."""
 
     settings: Settings
     instance: str
     node: Node
     metrics: Metrics
     tracing: Tracing
+    readiness: Readiness
 
 
 #: Makes the actor of a role, and serves what it needs beside it for as long as the context is open.
@@ -59,42 +60,100 @@ def run_role(role: str, make: Role, settings: Settings, instance: str, *, child:
 
 
 async def _main(role: str, make: Role, settings: Settings, instance: str) -> int:
-    log = structlog.get_logger()
+    stop = _Stop()
     tracing = setup_tracing(role, instance, data_dir=settings.data, sample_ratio=settings.sample_ratio)
     metrics = Metrics(role, instance)
-    node = await Node.connect(NatsTransport(settings.nats), role=role, instance=instance)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    readiness = Readiness(role, settings.instance or instance)
     try:
-        async with make(RoleContext(settings, instance, node, metrics, tracing)) as actor:
-            gc.collect()
-            gc.freeze()  # a full collection over everything that was imported stalls the loop for 60 to 80 ms
-            return await _serve(node, actor, metrics, stop)
-    except Exception:
-        log.exception("the actor crashed")
-        return 70
+        async with _ops(settings, readiness, metrics):
+            return await _connected(role, make, settings, instance, stop, metrics, tracing, readiness)
+    except asyncio.CancelledError:
+        if stop.told.is_set():
+            return 0  # before it was up
+        raise
     finally:
-        await node.close()
         await asyncio.to_thread(tracing.shutdown)
 
 
-async def _serve(node: Node, actor: Actor, metrics: Metrics, stop: asyncio.Event) -> int:
-    serving = asyncio.create_task(node.serve(actor), name="serve")
+async def _connected(
+    role: str,
+    make: Role,
+    settings: Settings,
+    instance: str,
+    stop: _Stop,
+    metrics: Metrics,
+    tracing: Tracing,
+    readiness: Readiness,
+) -> int:
+    password = read_secret(settings.nats_password_file, of="--nats-password-file")
+    node = await Node.connect(open_transport(settings.nats, password=password), role=role, instance=instance)
+    readiness.connected_by(lambda: node.transport.is_connected)
+    readiness.starts("making the actor")
+    try:
+        async with make(RoleContext(settings, instance, node, metrics, tracing, readiness)) as actor:
+            gc.collect()
+            gc.freeze()  # a full collection over everything that was imported stalls the loop for 60 to 80 ms
+            readiness.waits()
+            stop.is_up = True
+            return await _serve(node, actor, metrics, stop.told, readiness, drain_s=settings.drain_s)
+    except Exception:
+        structlog.get_logger().exception("the actor crashed")
+        return 70
+    finally:
+        await node.close()
+
+
+class _Stop:
+    """SIGTERM and SIGINT: told to who serves; whoever is still on the way up is cancelled."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.is_up = False
+        self._main = asyncio.current_task()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, self._signalled)
+
+    def _signalled(self) -> None:
+        self.told.set()
+        if not self.is_up and self._main is not None:
+            self._main.cancel()
+
+
+def _ops(
+    settings: Settings, readiness: Readiness, metrics: Metrics
+) -> contextlib.AbstractAsyncContextManager[int | None]:
+    if settings.ops_port is None:
+        return contextlib.nullcontext()
+    from headgate.ops import ops_port  # a web server that a role without it need not load
+
+    return ops_port(settings.host, settings.ops_port, report=readiness.report, metrics=metrics.render)
+
+
+async def _serve(
+    node: Node, actor: Actor, metrics: Metrics, stop: asyncio.Event, readiness: Readiness, *, drain_s: float
+) -> int:
+    ready = asyncio.Event()
+    serving = asyncio.create_task(node.serve(actor, ready=ready), name="serve")
     stopping = asyncio.create_task(stop.wait(), name="stop")
+    telling = asyncio.create_task(_tell(ready, readiness), name="tell")
     exposing = asyncio.create_task(_expose(node, metrics), name="expose")
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
-            await node.drain(DRAIN_S)
+            readiness.drains()
+            await node.drain(drain_s)
         await serving
         return 0
     finally:
-        for task in (stopping, exposing, serving):
+        for task in (stopping, telling, exposing, serving):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+async def _tell(ready: asyncio.Event, readiness: Readiness) -> None:
+    await ready.wait()
+    readiness.serves()
 
 
 async def _expose(node: Node, metrics: Metrics) -> None:

@@ -39,10 +39,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: str
     model: str = str(_DEMO_MODEL)
     model_name: str = ""  # as clients call it; empty: the name of the model's directory
+    instance: str = ""  # what makes this process unique in its role; empty: host and process id
     nats: str = ""  # empty: a nats-server of our own
+    nats_password_file: str = ""  # of the user in `nats`; empty: the URL has it
     host: str = "127.0.0.1"
     port: int = 8080
     admin_port: int = 8081
+    ops_port: int | None = None  # health, readiness and metrics of this very process; None: not served
+    drain_s: float = 8.0  # so long may what is under way go on after SIGTERM
+    ledger: str = ""  # URL of a PostgreSQL database; empty: SQLite in `data`
+    ledger_password_file: str = ""
+    jaeger_url: str = ""  # query API of a Jaeger; empty: the spans in `data`
     workers: int = 1
     device: str = "auto"  # auto | cpu | cuda | mock
     dtype: str = "auto"

@@ -23,7 +23,7 @@ from actors.runtime import Context, NatsTransport, Node
 from actors.runtime.heartbeat import Alive
 from gateway.secrets import load_secrets
 from headgate.errors import HeadgateError
-from headgate.nats_server import NatsServer, NatsServerError, provision
+from headgate.nats import NatsServer, NatsServerError, provision
 from headgate.settings import ROLES, Settings
 from headgate.supervisor import STATE_FILE, Child, Supervisor
 

@@ -17,7 +17,7 @@ from actors.runtime.transport import Record
 if TYPE_CHECKING:
     from actors.runtime.nats_transport import NatsTransport
 
-__all__ = ("append", "consume", "ensure_stream", "guarded")
+__all__ = ("append", "consume", "ensure_stream", "guarded", "replicate")
 
 T = TypeVar("T")
 
@@ -88,8 +88,18 @@ async def ensure_stream(
             duplicate_window=dedup_window_s,
             max_age=max_age_s,
             max_bytes=max_bytes,
+            num_replicas=transport.replicas,
         )
         await guarded(transport, name, js.add_stream(config))
+
+
+async def replicate(transport: NatsTransport, name: str, replicas: int) -> None:
+    """See `NatsTransport.replicate`."""
+    js = transport.js
+    config = (await guarded(transport, name, js.stream_info(name))).config
+    if (config.num_replicas or 1) < replicas:
+        config.num_replicas = replicas
+        await guarded(transport, name, js.update_stream(config))
 
 
 async def append(transport: NatsTransport, subject: str, payload: bytes, *, message_id: str) -> bool:

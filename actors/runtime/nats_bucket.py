@@ -40,7 +40,12 @@ async def open_bucket(transport: NatsTransport, name: str) -> NatsBucket:
         store = await guarded(transport, name, js.key_value(name))
     except js_errors.NotFoundError:
         config = api.KeyValueConfig(
-            bucket=name, history=1, storage=api.StorageType.FILE, max_bytes=_BUCKET_BYTES, direct=True
+            bucket=name,
+            history=1,
+            storage=api.StorageType.FILE,
+            max_bytes=_BUCKET_BYTES,
+            direct=True,
+            replicas=transport.replicas,
         )
         store = await guarded(transport, name, js.create_key_value(config))
     return NatsBucket(transport, name, store)

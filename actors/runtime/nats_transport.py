@@ -56,8 +56,9 @@ def _exit_stale() -> None:
 class NatsTransport:
     """A connection to a NATS server. Implements `Transport`.
 
-    `url` may carry user and password, or they are given apart. `pending_bytes` is how much is buffered without a
-    connection: little, since what actors tell each other is stale soon.
+    `url` may carry user and password, or they are given apart; several, with commas between, are the servers of a
+    cluster. `pending_bytes` is how much is buffered without a connection: little, since what actors tell each other is
+    stale soon. `replicas`: how many servers keep the buckets and streams that are made from here.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class NatsTransport:
         stale_after_s: float = 15.0,
         on_stale: Callable[[], None] = _exit_stale,
         store_timeout_s: float = 5.0,
+        replicas: int = 1,
     ) -> None:
         self.url = url
+        self.replicas = replicas
         self.client = Client()
         self.store_timeout_s = store_timeout_s
         self._user = user
@@ -116,7 +119,7 @@ class NatsTransport:
         self._log = self._log.bind(node=f"{role}.{instance}")
         connecting = asyncio.create_task(
             self.client.connect(
-                self.url,
+                self.url.split(","),
                 name=f"{role}.{instance}",
                 user=self._user,
                 password=self._password,
@@ -286,6 +289,10 @@ class NatsTransport:
         await jetstream.ensure_stream(
             self, name, subjects, dedup_window_s=dedup_window_s, max_age_s=max_age_s, max_bytes=max_bytes
         )
+
+    async def replicate(self, stream: str, replicas: int) -> None:
+        """Let a stream that exists be kept by so many servers, if they are fewer."""
+        await jetstream.replicate(self, stream, replicas)
 
     async def append(self, subject: str, payload: bytes, *, message_id: str) -> bool:
         return await jetstream.append(self, subject, payload, message_id=message_id)

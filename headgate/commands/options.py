@@ -69,12 +69,29 @@ _OPTIONS = (
         "--model", default=_DEFAULTS.model, callback=_absolute, help="Model directory. [default: the demo model]"
     ),
     click.option("--model-name", default="", help="What clients call it. [default: the directory's name]"),
-    click.option("--nats", default="", help="URL of a NATS server with JetStream."),
+    click.option(
+        "--nats", default="", help="URL of a NATS server with JetStream; several of a cluster, with commas between."
+    ),
+    click.option("--nats-password-file", default="", help="File with the password of the user in the URL."),
     click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address that the HTTP ports listen on."),
     click.option("--port", default=_DEFAULTS.port, show_default=True, help="The OpenAI API; 0: any free port."),
     click.option(
         "--admin-port", default=_DEFAULTS.admin_port, show_default=True, help="The admin API; 0: any free port."
     ),
+    click.option(
+        "--drain-s",
+        default=_DEFAULTS.drain_s,
+        show_default=True,
+        help="Seconds that what is under way may go on after SIGTERM.",
+    ),
+    click.option(
+        "--ledger",
+        default="",
+        metavar="URL",
+        help="Usage goes to postgresql://user@host:port/database. [default: SQLite in --data]",
+    ),
+    click.option("--ledger-password-file", default="", help="File with the password of the user in that URL."),
+    click.option("--jaeger-url", default="", help="Query API of a Jaeger. [default: the spans in --data]"),
     click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mock"])),
     click.option(
         "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])

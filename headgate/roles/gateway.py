@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-import uvicorn
+from math import ceil
 
 from actors.messages import AuditQuery, AuditRows, Decision, UsageQuery, UsageRows
 from actors.usage import AUDIT_SUBJECT
@@ -24,7 +21,8 @@ from gateway.streams import GatewayActor
 from gateway.tenancy import Tenancy
 from gateway.text.tokenizer import load_model_text
 from gateway.usage_log import UsageLog
-from headgate.process import DRAIN_S, RoleContext
+from headgate.http_server import serving
+from headgate.process import RoleContext
 from observability.metrics import EdgeMetrics
 from policies.vocabulary import Request
 
@@ -33,7 +31,7 @@ __all__ = ["gateway"]
 
 @asynccontextmanager
 async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
-    settings, node = context.settings, context.node
+    settings, node, readiness = context.settings, context.node, context.readiness
     secrets = load_secrets(settings.data_dir)
     transport = node.transport
     tenants, keys = await transport.bucket(TENANTS_BUCKET), await transport.bucket(KEYS_BUCKET)
@@ -55,7 +53,7 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         authenticate=directory.authenticate,
         settings=edge,
         hooks=EdgeHooks(EdgeMetrics(context.metrics), context.tracing),
-        metrics=lambda: actor.view.exposition(context.metrics.registry),
+        metrics=_exposition(context, actor),
     )
 
     async def usage(query: UsageQuery) -> UsageRows:
@@ -86,20 +84,12 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         ),
         gateway=context.instance,
     )
-    async with _http(
-        _Server(
-            server_config(
-                public, host=settings.host, port=settings.port, settings=edge, timeout_graceful_shutdown=int(DRAIN_S)
-            )
-        ),
-        _Server(
-            server_config(
-                admin,
-                host=settings.host,
-                port=settings.admin_port,
-                settings=edge,
-                timeout_graceful_shutdown=int(DRAIN_S),
-            )
+    readiness.check(actor.not_ready)
+    drain_s = max(1, ceil(settings.drain_s))
+    async with serving(
+        server_config(public, host=settings.host, port=settings.port, settings=edge, timeout_graceful_shutdown=drain_s),
+        server_config(
+            admin, host=settings.host, port=settings.admin_port, settings=edge, timeout_graceful_shutdown=drain_s
         ),
     ):
         try:
@@ -109,25 +99,8 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
             await directory.stop()
 
 
-class _Server(uvicorn.Server):
-    """Leaves the signals to the frame of the process."""
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
-
-
-@asynccontextmanager
-async def _http(*servers: _Server) -> AsyncIterator[None]:
-    """Serve for as long as the context is open; then let what is under way end."""
-    tasks = [asyncio.create_task(server.serve(), name="http") for server in servers]
-    try:
-        while not all(server.started for server in servers):
-            for task in tasks:
-                if task.done():
-                    task.result()
-            await asyncio.sleep(0.01)
-        yield
-    finally:
-        for server in servers:
-            server.should_exit = True
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _exposition(context: RoleContext, actor: GatewayActor) -> Callable[[], tuple[bytes, str]]:
+    """Where every process has an ops port, Prometheus asks each itself; else the gateway tells of all."""
+    if context.settings.ops_port is not None:
+        return context.metrics.render
+    return lambda: actor.view.exposition(context.metrics.registry)

@@ -54,6 +54,7 @@ async def _load(context: RoleContext) -> Engine:
     while not loading.done():
         share = progress["done"] / progress["total"] if progress["total"] else 0.0
         info = {"pid": os.getpid(), "state": "starting", "model": settings.name, "loaded": round(share, 3)}
+        context.readiness.starts(f"loading the model: {share:.0%}")
         await context.node.publish("worker", Alive(context.instance, 0, info))
         await asyncio.wait((loading,), timeout=0.2)
     return await loading

@@ -11,7 +11,7 @@ import pytest
 from nats_fixtures import Connect, Link
 
 from actors.runtime import NatsTransport, Node
-from headgate.nats_server import NatsServer, provision
+from headgate.nats import NatsServer, provision
 
 
 def fail_if_stale() -> None:

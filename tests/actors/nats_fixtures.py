@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from actors.runtime import Actor, Node
-from headgate.nats_server import NatsServer
+from headgate.nats import NatsServer
 
 Connect = Callable[..., Awaitable[Node]]
 

@@ -15,7 +15,7 @@ from actors.runtime import NatsTransport
 from gateway.directory import KEYS_BUCKET, TENANTS_BUCKET, Directory
 from gateway.errors import ApiError, Unauthorized
 from gateway.tenancy import Tenancy
-from headgate.nats_server import NatsServer, provision
+from headgate.nats import NatsServer, provision
 from policies.vocabulary import Contract, Tenant
 
 PEPPER = b"pepper" * 6

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from actors.runtime import Forbidden, NatsTransport
-from headgate.nats_server import PERMISSIONS, NatsServer, NatsServerError, provision
+from headgate.nats import PERMISSIONS, NatsServer, NatsServerError, provision
 
 
 @pytest.fixture

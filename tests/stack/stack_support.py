@@ -27,7 +27,7 @@ from demo.tasks import Task
 from headgate.client import AdminClient
 from headgate.commands.ps import processes
 from headgate.errors import HeadgateError
-from headgate.nats_server import NatsServer
+from headgate.nats import NatsServer
 from policies.vocabulary import WorkerLoad
 
 __all__ = [

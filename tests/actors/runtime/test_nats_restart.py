@@ -10,7 +10,7 @@ from nats_fixtures import Connect, restart, until
 from runtime_stage import Done, Note
 
 from actors.runtime import Actor, Conflict, Context, Lease, LeaseLost, NatsTransport, Node, Record, handles
-from headgate.nats_server import NatsServer
+from headgate.nats import NatsServer
 
 
 async def test_a_bucket_reads_and_writes(connect: Connect) -> None:

@@ -32,7 +32,7 @@ from actors.runtime import (
     NoRoute,
     handles,
 )
-from headgate.nats_server import NatsServer
+from headgate.nats import NatsServer
 
 
 class Blob(Message, frozen=True, tag="blob"):
