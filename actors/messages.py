@@ -354,8 +354,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SchedulerFacts(Message, frozen=True, tag="scheduler-facts"):
-    """On the scheduler's bus topic, at most four times a second. The steps are those since the last time, or all that
-    are kept; `first` numbers the first of them, in this run of the scheduler, consecutive from 1."""
+    """On the scheduler's bus topic, at most four times a second. The steps are those since the last time, or `whole`:
+    all that are kept. `first` numbers the first of them, in this run of the scheduler, consecutive from 1."""
 
     model: str
     first: int
@@ -363,6 +363,7 @@ class SchedulerFacts(Message, frozen=True, tag="scheduler-facts"):
     workers: list[WorkerFacts]
     served_tokens: dict[str, int]  # computed in the last minute, by tenant
     unplaced: list[tuple[str, int]]  # (tenant, tier) of requests that wait for any worker
+    whole: bool = False
 
 
 class DecisionFact(msgspec.Struct, frozen=True, array_like=True):
@@ -412,13 +413,14 @@ class WaitingFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AdmissionFacts(Message, frozen=True, tag="admission-facts"):
-    """On the bus topic of admission, at most four times a second; `first` and `decisions` as the steps of a scheduler.
-    Tenants of whom nothing was heard in five minutes are absent."""
+    """On the bus topic of admission, at most four times a second; `first`, `decisions` and `whole` as for the steps of a
+    scheduler. Tenants of whom nothing was heard in five minutes are absent."""
 
     first: int
     decisions: list[DecisionFact]
     tenants: list[TenantFacts]
     waiting: list[WaitingFacts]
+    whole: bool = False
 
 
 # --- gateway → ledger -------------------------------------------------------------------------------------------------

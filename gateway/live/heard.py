@@ -23,6 +23,8 @@ MOST_STEPS = 400
 MOST_DECISIONS = 200
 #: Facts come four times a second; those of one that was silent for so long are not shown any more.
 _STALE_S = 2.0
+#: After so many messages that do not follow on what is known, all is asked for again: the answer was lost.
+_ASK_AGAIN = 6
 
 
 def milliseconds(seconds: float | None) -> float | None:
@@ -33,12 +35,12 @@ def milliseconds(seconds: float | None) -> float | None:
 class _Told:
     """How far one teller has been heard, in one run of it."""
 
-    __slots__ = ("asked", "last", "run")
+    __slots__ = ("last", "run", "unfit")
 
-    def __init__(self, run: int, *, asked: bool) -> None:
+    def __init__(self, run: int) -> None:
         self.run = run
         self.last = 0
-        self.asked = asked  # for all that it keeps
+        self.unfit = 0  # messages in a row that did not follow on what is known
 
 
 class Heard:
@@ -47,7 +49,6 @@ class Heard:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._told: dict[str, _Told] = {}
-        self._asked_all = False
         self._schedulers: dict[str, tuple[float, SchedulerFacts]] = {}
         self._admissions: dict[str, tuple[float, AdmissionFacts]] = {}
         self._steps: deque[StepRow] = deque(maxlen=MOST_STEPS)
@@ -55,14 +56,14 @@ class Heard:
         #: How many were ever heard: the number of the newest.
         self.steps_heard = 0
         self.decisions_heard = 0
-        #: Something was missed: ask everybody for all that they keep, and say so by `asked`.
+        #: Something was missed: whoever asks everybody for all that they keep takes it back.
         self.lacks = False
 
     # --- from the bus
 
     def heard_scheduler(self, facts: SchedulerFacts, ctx: Context) -> None:
         self._schedulers[ctx.sender] = (self._clock(), facts)
-        for step in facts.steps[self._new(ctx, facts.first, len(facts.steps)) :]:
+        for step in facts.steps[self._new(ctx, facts.first, len(facts.steps), whole=facts.whole) :]:
             self.steps_heard += 1
             self._steps.append(
                 StepRow(
@@ -80,26 +81,20 @@ class Heard:
 
     def heard_admission(self, facts: AdmissionFacts, ctx: Context) -> None:
         self._admissions[ctx.sender] = (self._clock(), facts)
-        for decision in facts.decisions[self._new(ctx, facts.first, len(facts.decisions)) :]:
+        for decision in facts.decisions[self._new(ctx, facts.first, len(facts.decisions), whole=facts.whole) :]:
             self.decisions_heard += 1
             self._decisions.append(_decision_row(self.decisions_heard, decision))
 
-    def asked(self) -> None:
-        """Everybody was asked for all that is kept."""
-        self.lacks = False
-        self._asked_all = True
-        for told in self._told.values():
-            told.asked = True
-
-    def _new(self, ctx: Context, first: int, count: int) -> int:
-        """How many of the `count` that were told are to be skipped: known ones; all, while earlier ones are awaited."""
+    def _new(self, ctx: Context, first: int, count: int, *, whole: bool) -> int:
+        """How many of the `count` that were told are to be skipped: those known; all, while earlier ones are awaited."""
         told = self._told.get(ctx.sender)
         if told is None or told.run != ctx.run:
-            told = self._told[ctx.sender] = _Told(ctx.run, asked=told is None and self._asked_all)
-        if first > told.last + 1 and count and not told.asked:
-            self.lacks = True
+            told = self._told[ctx.sender] = _Told(ctx.run)
+        if first > told.last + 1 and not whole:
+            self.lacks |= told.unfit % _ASK_AGAIN == 0
+            told.unfit += 1
             return count
-        told.asked = False
+        told.unfit = 0
         known = max(0, told.last + 1 - first)
         told.last = max(told.last, first + count - 1)
         return known

@@ -182,8 +182,7 @@ class LiveHub:
             await asyncio.sleep(_EVERY_S if self.tick >= 0 else _EVERY_S / 10)
 
     async def _ask(self, *, whole: bool) -> None:
-        if whole:
-            self.heard.asked()
+        self.heard.lacks = False
         with contextlib.suppress(ConnectionError):
             await self._node.publish("gateway", Watching(whole=whole))
 
