@@ -19,6 +19,8 @@ import msgspec
 import structlog
 
 from actors.addresses import scheduler_of
+from actors.admission_facts import AdmissionReporter
+from actors.facts import Telling
 from actors.messages import (
     Admit,
     Cancel,
@@ -94,6 +96,7 @@ class AdmissionActor(Actor):
             tightest_tpot_s=self._tightest_pace_s,
             load_stale_s=_LOAD_STALE_S,
         )
+        self._reporter = AdmissionReporter(clock)
         self._waiting = WaitingRoom()
         self._deciding: dict[str, asyncio.Task[Decision]] = {}
         self._decided: OrderedDict[str, Decision] = OrderedDict()
@@ -112,6 +115,7 @@ class AdmissionActor(Actor):
         self.spawn(self._restore_day())
         self.every(0.02, self._expire)
         self.every(1.0, self._reconcile)
+        await Telling(self, self._tell_facts, clock=self._clock).start()
         self.every(1.0, self._remind)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "deferred": len(self._core)})
 
@@ -152,6 +156,7 @@ class AdmissionActor(Actor):
             self._metrics.decided("admitted", decision.reason)
         else:
             self._metrics.decided("refused", decision.reason, retry_after_s=decision.retry_after_s)
+        self._reporter.decided(request, decision)
         self._keep(request.id, decision)
         del self._deciding[request.id]
         record_admission_span(self._tracing, request, decision, since_unix_ns=arrived_ns)
@@ -186,6 +191,7 @@ class AdmissionActor(Actor):
         self._answer(self._core.expire(now))
         if isinstance(verdict, rules.Defer):
             self._metrics.decided("deferred", verdict.reason.value)
+            self._reporter.deferred(request, verdict)
             decision = await self._waiting.wait(request.id)
         else:
             candidate = candidate_of(request, arrived, committed=grant.committed, patience_s=msg.patience_s)
@@ -282,6 +288,7 @@ class AdmissionActor(Actor):
             tpot_kept=msg.tpot_kept,
             now=self._clock(),
         )
+        self._reporter.settled(msg)
         decision = self._decided.get(msg.request)
         if decision is not None and decision.predicted_ttft_s and msg.ttft_s:
             self._metrics.predicted(predicted_s=decision.predicted_ttft_s, measured_s=msg.ttft_s)
@@ -331,3 +338,6 @@ class AdmissionActor(Actor):
     @handles
     def quota(self, msg: QuotaQuery, ctx: Context) -> Quota:
         return self._limits.quota(msg.tenant) or Quota()
+
+    async def _tell_facts(self, whole: bool) -> None:
+        await self.node.publish(self.role, await self._reporter.report(whole=whole))

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from actors.facts import Telling
 from actors.messages import (
     Accepted,
     Attach,
@@ -34,6 +35,8 @@ from actors.messages import (
 )
 from actors.request_spans import record_request_spans
 from actors.runtime import Actor, ActorError, Context, Death, Lease, Node, Peer, Watch, handles, heartbeat
+from actors.scheduler_facts import SchedulerReporter
+from actors.step_journal import StepJournal
 from actors.step_notes import StepObserver
 from actors.worker_link import WorkerLink
 from observability.metrics import CacheMetrics, SchedulerMetrics
@@ -85,7 +88,9 @@ class SchedulerActor(Actor):
         observers: Sequence[StepObserver] = (),
     ) -> None:
         self._model = model
-        self._observers = tuple(observers)
+        journal = StepJournal()
+        self._observers = (*observers, journal)
+        self._reporter = SchedulerReporter(model, journal)
         self._config = config
         self._metrics = metrics
         self._blocks = blocks
@@ -125,6 +130,7 @@ class SchedulerActor(Actor):
         self._load_from_s = self._clock() + self.FIND_WORKERS_S
         self.every(self._load_every_s, self._publish_load)
         self.every(0.1, self._watch_links)
+        await Telling(self, self._tell_facts, clock=self._clock).start()
         await self.listen("admission", Pressed, self._heard_pressed)
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -462,3 +468,8 @@ class SchedulerActor(Actor):
         for name, link in self._links.items():
             self._blocks.blocks(model=self._model, worker=name, counts=link.core.block_counts())
         await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._unplaced)))
+
+    async def _tell_facts(self, whole: bool) -> None:
+        unplaced = [self._live[request_id] for request_id in self._unplaced]
+        facts = self._reporter.report(self._links.values(), unplaced, self._clock(), whole=whole)
+        await self.node.publish(self.role, facts)
