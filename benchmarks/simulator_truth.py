@@ -1,12 +1,14 @@
 """Whether the simulator tells the truth: the same requests, to a running stack and to a simulation of it.
 
-    python -m benchmarks.simulator_truth [--device mock|cpu] [--seconds 60] [--rate 2.0] [--out FILE.json]
+    python -m benchmarks.simulator_truth [--device mock|cpu] [--model demo|wide] [--seconds 60] [--rate 2.0] [--out FILE.json]
 
 The workload is drawn from a seed: Poisson arrivals, lognormal prompts and outputs that fit the demo model, three
 tenants with contracts. It is played over HTTP against `headgate serve`, by `headgate bench`; the simulation then has
 the same arrivals, tenants and policies, on the same device model: a published one for the mock, and for the CPU engine
 what `headgate profile` says of the worker that has just served. Printed are quantiles of TTFT and TPOT on both sides
-and their ratios. Where a live first token is later by the way through HTTP and NATS, that is part of the difference.
+and their ratios. Where a live first token is later by the way through HTTP and NATS, that is part of the difference. A
+step of the demo model is shorter than that way; `--model wide` is one of the same family with random weights that is
+as large as two cores can serve, so that what is compared is the scheduling.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -31,6 +34,15 @@ from simulator.simulation import Simulation
 from simulator.workload import load_mix, load_trace
 
 _MOCK = "llama2-70b-h100-tp4"
+_DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
+_WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
 _TENANTS = """\
 [tenants.gold]
 share = 3
@@ -58,6 +70,21 @@ def draw(path: Path, *, rate: float, seconds: float, seed: int) -> None:
         while (at_s := at_s + rng.expovariate(rate)) < seconds:
             prompt = min(1500, max(8, round(rng.lognormvariate(5.8, 0.8))))
             rows.writerow([f"{at_s:.4f}", prompt, min(300, max(4, round(rng.lognormvariate(3.9, 0.7))))])
+
+
+def widened(folder: Path) -> Path:
+    """The demo model's family and tokenizer, with random weights: 33 million parameters."""
+    import torch  # here: the mock needs neither
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    wide = folder / "wide"
+    shutil.copytree(_DEMO, wide, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(_DEMO)
+    for name, value in _WIDE.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(wide)
+    return wide
 
 
 def play(trace: Path, tenants: Path, folder: Path, options: list[str], profile: Path | None) -> list[dict[str, str]]:
@@ -122,6 +149,7 @@ def compare(live: list[dict[str, str]], simulated: Result) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["mock", "cpu"], default="mock")
+    parser.add_argument("--model", choices=["demo", "wide"], default="demo", help="of the CPU engine")
     parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -136,10 +164,12 @@ def main() -> None:
         gold, pace, silver, slow = promises
         tenants.write_text(_TENANTS.format(gold_ms=gold, pace_ms=pace, silver_ms=silver, slow_ms=slow))
         device = ["--device", "mock", "--mock-profile", _MOCK] if mock else ["--device", "cpu"]
+        if options.model == "wide":
+            device += ["--model", str(widened(folder))]
         live = play(trace, tenants, folder, device, None if mock else profile)
         workload = load_trace(trace, tenants=load_mix(str(tenants)), max_tokens_factor=1.0)
         table = compare(live, simulate(workload, _MOCK if mock else str(profile)))
-    report = {"machine": machine("msgspec", "uvloop"), "device": options.device, "rate": options.rate, **table}
+    report = {"machine": machine("msgspec", "uvloop"), "device": options.device, "model": options.model, "rate": options.rate, **table}
     print(json.dumps(report, indent=2))
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
