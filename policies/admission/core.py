@@ -20,11 +20,10 @@ from math import inf, nextafter
 import msgspec
 
 from policies.admission.contract import contract
-from policies.admission.deferred import Deferred, DeferredQueue
-from policies.admission.fairness import FairLine
-from policies.admission.fleet import Fleet
+from policies.admission.deferred import Deferred
 from policies.admission.lengths import HistoryLengths, OutputLengths
 from policies.admission.margin import MarginBook
+from policies.admission.model_state import ModelState, Waiting
 from policies.admission.mooncake import mooncake, mooncake_naive
 from policies.admission.no_evict import no_evict
 from policies.admission.open_door import open_door
@@ -44,7 +43,7 @@ from policies.admission.verdict import (
     candidate_of,
 )
 from policies.admission.worker_state import Reservation
-from policies.overload import Ladder, Level, Rungs
+from policies.overload import Level
 from policies.vocabulary import Contract, Request, WorkerLoad
 
 __all__ = ["Admission"]
@@ -57,59 +56,8 @@ _GATES: Mapping[AdmissionKind, Gate] = {
     "mooncake": mooncake,
     "contract": contract,
 }
-#: So long the tightest promises that came are kept.
-_LATELY_S = 10.0
 #: Deferred requests ahead that a newcomer's forecast counts: with so many it waits in any case.
 _AHEAD = 64
-
-
-class _Waiting:
-    """A deferred request, and its claim as a newcomer's forecast must see it."""
-
-    __slots__ = ("candidate", "claim", "request")
-
-    def __init__(self, request: Request, candidate: Candidate, claim: Reservation) -> None:
-        self.request, self.candidate, self.claim = request, candidate, claim
-
-
-class _Model:
-    """What is known of one model."""
-
-    __slots__ = ("deferred", "fair", "fleet", "ladder", "level", "looked_at_s", "paces", "pressure", "ttft")
-
-    def __init__(self, policy: Policy) -> None:
-        self.fleet = Fleet()
-        self.deferred: DeferredQueue[_Waiting] = DeferredQueue(policy.queue_size, share=policy.queue_share)
-        # Apart for requests under contract and without: these yield to those in any case.
-        self.fair = {
-            binds: FairLine(window_s=policy.fair_window_s, least=policy.fair_room, most=policy.fair_most)
-            for binds in (True, False)
-        }
-        self.ladder = None if policy.ladder is None or policy.kind != "contract" else Ladder(policy.ladder)
-        self.level = Level.calm
-        self.pressure = 0.0
-        self.looked_at_s = -inf
-        # The tightest that came lately, and when.
-        self.ttft: tuple[float, float] | None = None
-        self.paces: dict[int, tuple[float, float]] = {}  # by tier
-
-    def promised(self, candidate: Candidate, now: float) -> None:
-        """A candidate under contract came."""
-        self.ttft = _tightest(self.ttft, candidate.ttft_s, now)
-        pace = _tightest(self.paces.get(candidate.tier), candidate.tpot_s, now)
-        if pace is not None:
-            self.paces[candidate.tier] = pace
-
-    def pace_above(self, tier: int, now: float) -> float | None:
-        """The tightest pace that came lately in a class above."""
-        paces = (pace for of, (pace, at) in self.paces.items() if of < tier and now - at <= _LATELY_S)
-        return min(paces, default=None)
-
-
-def _tightest(kept: tuple[float, float] | None, seconds: float | None, now: float) -> tuple[float, float] | None:
-    if seconds is None:
-        return kept
-    return (seconds, now) if kept is None or seconds <= kept[0] or now - kept[1] > _LATELY_S else kept
 
 
 class Admission:
@@ -146,7 +94,7 @@ class Admission:
         self._tightest_tpot_s = tightest_tpot_s or (lambda: None)
         self._load_stale_s = load_stale_s
         self._freshen = freshen
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelState] = {}
         self._reservations = Reservations()
         self._model_of: dict[str, str] = {}  # of the deferred, by id
         self._margins = MarginBook()
@@ -188,7 +136,7 @@ class Admission:
                 fair = state.fair[candidate.binds]
                 if not isinstance(verdict, Admit):
                     fair.short(now)
-                fair.asked(request.tenant, self._cost_s(state, candidate), request.weight, now)
+                fair.asked(request.tenant, state.cost_s(candidate, self._outputs(candidate)), request.weight, now)
                 fair.decided(request.tenant, refused=isinstance(verdict, Refuse), now=now)
         if candidate.binds and candidate.model in self._models:
             self._models[candidate.model].promised(candidate, now)
@@ -215,7 +163,7 @@ class Admission:
         decided = self._expired(state, now)
         order = [entry.what for entry in state.deferred.order(self.policy.looked_at)]
         # Who is above its fair line goes last, and holds up nobody who is not.
-        order.sort(key=lambda waiting: self._must_leave_room(state, waiting.candidate, now))
+        order.sort(key=lambda waiting: self._leaves_room(state, waiting.candidate, now))
         for waiting in order:
             verdict = self._verdict(waiting.candidate, now)
             verdict = self._settle_on(waiting.request, waiting.candidate, verdict, now)
@@ -244,7 +192,7 @@ class Admission:
         """Fresh reports of the workers of a model. `whole`: all of its workers, others are gone; else some of them."""
         state = self._models.get(model)
         if state is None:
-            state = self._models[model] = _Model(self.policy)
+            state = self._models[model] = ModelState(self.policy)
         fleet = state.fleet
         fleet.heard_at = now
         changed = self._reservations.reported(loads, now)
@@ -256,7 +204,7 @@ class Admission:
             changed.discard((model, load.worker))
         for where in changed:
             self._repend(where)
-        self._climb(state, now)
+        state.climb(now)
 
     def settled(
         self,
@@ -306,13 +254,13 @@ class Admission:
         state, policy = self._models.get(candidate.model), self.policy
         if state is None or not len(state.fleet) or now - state.fleet.heard_at >= self._load_stale_s:
             return nobody(policy)
-        room = state.fair[candidate.binds].room if self._must_leave_room(state, candidate, now) else 0.0
+        room = state.fair[candidate.binds].room if self._leaves_room(state, candidate, now) else 0.0
         if state.level >= Level.relegate and room and policy.relegate and candidate.binds:
             candidate = msgspec.structs.replace(candidate, committed=False)
         if state.level >= Level.refuse:
             policy = self._saturated
             if not candidate.binds and candidate.id not in state.deferred:
-                return self._overloaded(state)
+                return state.overloaded(self._random.random())
         if state.level >= Level.defer and not candidate.binds:
             policy = self._pressed
         binds = candidate.binds and policy.kind == "contract"  # the others know no classes
@@ -332,72 +280,34 @@ class Admission:
             pace_margin=pace_margin,
             room=room,
             jitter=self._random.random() if jitter is None else jitter,
-            keep_tpot_s=self._kept_pace_s(state, candidate, room, now),
+            keep_tpot_s=state.kept_pace_s(candidate, room, now, self._tightest_tpot_s),
             wait_s=wait_s,
             step_s=step_s,
         )
         return self._gate(candidate, situation)
 
     def _reserved(
-        self, state: _Model, candidate: Candidate, loads: Sequence[WorkerLoad], now: float
+        self, state: ModelState, candidate: Candidate, loads: Sequence[WorkerLoad], now: float
     ) -> list[Reservation]:
         """What no report shows on these workers: admitted since, and deferred ahead of a newcomer. Those above their
         fair line are not ahead of one who is not."""
         reserved = [r for load in loads for r in self._reservations.pending(candidate.model, load.worker)]
         if len(state.deferred) and candidate.id not in state.deferred:
             workers = {load.worker for load in loads}
-            fair = not self._must_leave_room(state, candidate, now)
+            fair = not self._leaves_room(state, candidate, now)
             for entry in state.deferred.order(_AHEAD):
                 waiting = entry.what
                 if entry.tier > candidate.tier or waiting.claim.worker not in workers:
                     continue
-                if not (fair and self._must_leave_room(state, waiting.candidate, now)):
+                if not (fair and self._leaves_room(state, waiting.candidate, now)):
                     reserved.append(waiting.claim)
         return reserved
 
-    def _climb(self, state: _Model, now: float) -> None:
-        """Look at the pressure, five times a dwell at most."""
-        rungs = self.policy.ladder
-        if state.ladder is None or rungs is None or now - state.looked_at_s < rungs.dwell_s / 5:
-            return
-        state.looked_at_s = now
-        state.pressure = state.fleet.pressure(None if state.ttft is None else state.ttft[0])
-        state.level = state.ladder.level(now, state.pressure)
+    def _leaves_room(self, state: ModelState, candidate: Candidate, now: float) -> bool:
+        return self._is_fair and state.must_leave_room(candidate, now)
 
-    def _kept_pace_s(self, state: _Model, candidate: Candidate, room: float, now: float) -> float | None:
-        """The pace that a candidate must leave possible: without a contract or above its fair line, the tightest that
-        any tenant was promised; else the tightest that a higher class came with lately. A batch that grew to the pace
-        of a lower class would shut a higher one out; one that grew to the pace of its own leaves no room for prompts,
-        so where the room of others is steered it is of the pace too."""
-        higher = state.pace_above(candidate.tier, now)
-        if candidate.binds and not room:
-            return higher
-        any_pace = self._tightest_tpot_s()
-        pace = min((pace for pace in (higher, any_pace) if pace is not None), default=None)
-        if pace is None or not room or not state.fair[candidate.binds].steered:
-            return pace
-        c = state.fleet.any_load().step_time
-        empty_s = max(c.floor_s, c.base_s + c.per_token_s) + c.per_row_s
-        return pace - room * max(0.0, pace - empty_s)
-
-    def _overloaded(self, state: _Model) -> Refuse:
-        rungs = self.policy.ladder or Rungs()
-        return Refuse(
-            reason=Reason.overloaded,
-            measured=state.pressure,
-            threshold=rungs.enter[Level.refuse - 1] - rungs.gap,
-            retry_after_s=max(self.policy.retry_floor_s, 2 * rungs.dwell_s * self._random.uniform(0.5, 1.5)),
-        )
-
-    def _must_leave_room(self, state: _Model, candidate: Candidate, now: float) -> bool:
-        return self._is_fair and state.fair[candidate.binds].must_leave_room(candidate.tenant, now)
-
-    def _cost_s(self, state: _Model, candidate: Candidate) -> float:
-        """The device time that it takes, as its share of full steps."""
-        c = state.fleet.any_load().step_time
-        prompt, outputs = candidate.prompt_tokens, self._lengths.expected(candidate, self.policy.outputs_quantile)
-        reading = c.per_row_s + c.per_context_s * (prompt + outputs / 2)
-        return prompt * (c.per_token_s + c.per_attended_s * prompt / 2) + outputs * (c.per_token_s + reading)
+    def _outputs(self, candidate: Candidate) -> int:
+        return self._lengths.expected(candidate, self.policy.outputs_quantile)
 
     def _settle_on(self, request: Request, candidate: Candidate, verdict: Verdict, now: float) -> Verdict:
         """Do what the verdict says. A deferral that finds no place becomes a refusal."""
@@ -411,7 +321,7 @@ class Admission:
             state = self._models[request.model]
             state.fleet.pend(claim)
             if self._is_fair:
-                state.fair[candidate.binds].got(request.tenant, self._cost_s(state, candidate), now)
+                state.fair[candidate.binds].got(request.tenant, state.cost_s(candidate, self._outputs(candidate)), now)
             if claim.outputs is not None and claim.outputs < request.max_tokens:
                 verdict = msgspec.structs.replace(verdict, outputs=claim.outputs)
         return verdict
@@ -424,7 +334,7 @@ class Admission:
             tier=verdict.tier,
             deadline_s=verdict.deadline_s,
             until_s=verdict.until_s,
-            what=_Waiting(request, candidate, self._claim(candidate, verdict, due)),
+            what=Waiting(request, candidate, self._claim(candidate, verdict, due)),
         )
         deferred = self._models[request.model].deferred
         out = deferred.add(entry)
@@ -455,10 +365,10 @@ class Admission:
             max_tokens=candidate.max_tokens,
             deadline_s=deadline_s if bound else None,
             tpot_s=candidate.tpot_s if bound else None,
-            outputs=self._lengths.expected(candidate, self.policy.outputs_quantile),
+            outputs=self._outputs(candidate),
         )
 
-    def _expired(self, state: _Model, now: float) -> list[Decided]:
+    def _expired(self, state: ModelState, now: float) -> list[Decided]:
         decided = []
         for entry in state.deferred.expired(now):
             self._model_of.pop(entry.id, None)
