@@ -20,12 +20,14 @@ import structlog
 
 from actors.addresses import scheduler_of
 from actors.admission_facts import AdmissionReporter
+from actors.admission_spans import AdmissionSpans
 from actors.facts import Telling
 from actors.messages import (
     Admit,
     Cancel,
     Decision,
     Explain,
+    Keep,
     Live,
     Load,
     Pressed,
@@ -38,8 +40,7 @@ from actors.messages import (
     UsageRows,
 )
 from actors.refusals import denied, refused, unattainable
-from actors.request_spans import record_admission_span
-from actors.runtime import Actor, ActorError, Context, Node, handles, heartbeat
+from actors.runtime import Actor, ActorError, Context, Lease, Node, handles, heartbeat
 from actors.tenant_limits import LimitsBook
 from actors.waiting_room import WaitingRoom
 from observability.metrics import DecisionMetrics
@@ -61,12 +62,19 @@ _RELEGATED = "relegated"
 _LOAD_STALE_S = 2.0
 #: So long the tightest promised pace is kept: the directory may be large.
 _PACE_KEPT_S = 1.0
+#: Who holds it decides. Two that decide would each grant a tenant its whole limit, and the whole fleet to everybody.
+_LEASE = "admission.decides"
+#: A standby takes over at most a tenth more after its last renewal.
+_LEASE_TTL_S = 2.0
 #: So long a new admission actor waits to hear of a load, which comes every 100 ms, before it turns anybody away.
 _FIRST_LOAD_S = 1.0
 
 
 class AdmissionActor(Actor):
-    """`tenants` is the live directory: name → Tenant, kept fresh by the caller."""
+    """`tenants` is the live directory: name → Tenant, kept fresh by the caller.
+
+    One decides, and holds the lease; others stand by and are not spoken to until it is theirs.
+    """
 
     role = "admission"
     mailbox = 4096
@@ -84,6 +92,7 @@ class AdmissionActor(Actor):
         self._tenants = tenants
         self._metrics = metrics
         self._tracing = tracing
+        self._spans = AdmissionSpans(tracing)
         self._policy = policy or rules.Policy()
         self._clock = clock
         self._limits = LimitsBook(tenants, clock)
@@ -108,9 +117,11 @@ class AdmissionActor(Actor):
     # ---------------------------------------------------------------------------------------------------------
 
     async def on_start(self, node: Node) -> None:
+        await self.hold(Lease(node, _LEASE, node.name, ttl_s=_LEASE_TTL_S))
         self._decide_from_s = self._clock() + _FIRST_LOAD_S
         await self.listen("scheduler", Load, self._heard_load)
         await self.listen("gateway", Live, self._heard_live)
+        await self.listen("gateway", Keep, self._spans.asked)
         await node.publish(self.role, ReportLive())
         self.spawn(self._restore_day())
         self.every(0.02, self._expire)
@@ -149,7 +160,7 @@ class AdmissionActor(Actor):
 
     async def _decide(self, msg: Admit) -> Decision:
         request = msg.request
-        arrived, arrived_ns = self._clock(), time.time_ns()
+        arrived, arrived_ns = self._clock(), self._tracing.now_ns()
         await self._oriented(arrived)
         decision = self._decided.get(request.id) or await self._reserve(msg, arrived)
         if decision.outcome == "admitted":
@@ -159,7 +170,7 @@ class AdmissionActor(Actor):
         self._reporter.decided(request, decision)
         self._keep(request.id, decision)
         del self._deciding[request.id]
-        record_admission_span(self._tracing, request, decision, since_unix_ns=arrived_ns)
+        self._spans.decided(request, decision, since_unix_ns=arrived_ns)
         return decision
 
     def _keep(self, request_id: str, decision: Decision) -> None:
@@ -192,6 +203,7 @@ class AdmissionActor(Actor):
         if isinstance(verdict, rules.Defer):
             self._metrics.decided("deferred", verdict.reason.value)
             self._reporter.deferred(request, verdict)
+            self._spans.deferred(request, verdict)
             decision = await self._waiting.wait(request.id)
         else:
             candidate = candidate_of(request, arrived, committed=grant.committed, patience_s=msg.patience_s)

@@ -413,7 +413,7 @@ class WaitingFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AdmissionFacts(Message, frozen=True, tag="admission-facts"):
-    """On the bus topic of admission, at most four times a second; `first`, `decisions` and `whole` as for the steps of a
+    """On the bus topic of admission, at most four times a second; `first`, `decisions`, `whole` as for the steps of a
     scheduler. Tenants of whom nothing was heard in five minutes are absent."""
 
     first: int

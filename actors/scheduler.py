@@ -23,6 +23,7 @@ from actors.messages import (
     Cancel,
     Cancelled,
     HandBack,
+    Keep,
     Load,
     Pressed,
     RunStep,
@@ -33,11 +34,12 @@ from actors.messages import (
     Where,
     Whereabouts,
 )
-from actors.request_spans import record_request_spans
+from actors.request_spans import RequestSpans
 from actors.runtime import Actor, ActorError, Context, Death, Lease, Node, Peer, Watch, handles, heartbeat
 from actors.scheduler_facts import SchedulerReporter
 from actors.step_journal import StepJournal
 from actors.step_notes import StepObserver
+from actors.step_spans import StepSpans
 from actors.worker_link import WorkerLink
 from observability.metrics import CacheMetrics, SchedulerMetrics
 from observability.tracing import Tracing
@@ -61,7 +63,8 @@ class SchedulerActor(Actor):
     """`settle` writes the usage of a request whose gateway died; it must not lose it.
 
     `placement`: a name of `policies.placement.PLACEMENTS`. Whatever it is, a worker that admission chose is taken while
-    it lives.
+    it lives. `holder` names this process in the lease, apart from a standby's, which has the same address; by default
+    the address itself, for stacks that have no standby.
     """
 
     role = "scheduler"
@@ -70,6 +73,8 @@ class SchedulerActor(Actor):
     LOAD_SOON_S = 0.01
     #: So long a new scheduler that has found no worker yet tells no load: its predecessor's is nearer to the truth.
     FIND_WORKERS_S = 1.0
+    #: A standby takes over at most a tenth more after the last renewal.
+    LEASE_TTL_S = 2.0
     #: A level of overload that admission does not tell again for so long is over.
     PRESSED_S = 3.0
 
@@ -86,15 +91,17 @@ class SchedulerActor(Actor):
         load_every_s: float = 0.1,
         placement: str = "best-fit",
         observers: Sequence[StepObserver] = (),
+        holder: str = "",
     ) -> None:
         self._model = model
+        self._holder = holder
         journal = StepJournal()
-        self._observers = (*observers, journal)
+        self._spans = RequestSpans(tracing)
+        self._observers = (*observers, journal, self._spans, StepSpans(tracing, self._spans, model=model))
         self._reporter = SchedulerReporter(model, journal)
         self._config = config
         self._metrics = metrics
         self._blocks = blocks
-        self._tracing = tracing
         self._settle = settle
         self._clock = clock
         self._load_every_s = load_every_s
@@ -103,13 +110,13 @@ class SchedulerActor(Actor):
         self._level, self._level_until = Level.calm, 0.0
         self._links: dict[str, WorkerLink] = {}
         self._placer = Placer(placement, report=self._report, used_blocks=self._used_blocks)
+        self._draining: set[str] = set()  # workers that are told to end
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
         self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
         self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
         self._unplaced: deque[str] = deque()
         self._generated: OrderedDict[str, int] = OrderedDict()  # outputs produced, over all attempts, also of the ended
         self._over: OrderedDict[str, int] = OrderedDict()  # attempts up to this one are over, or not wanted any more
-        self._preemptions: dict[str, list[Preempted]] = {}
         self._leaving: dict[str, list[asyncio.Future[None]]] = {}
         self._orphans: set[str] = set()  # their gateway died: we settle
         self._served: OrderedDict[str, tuple[str, UsageSettled]] = OrderedDict()  # by which gateway; not settled by us
@@ -123,9 +130,10 @@ class SchedulerActor(Actor):
         return list(self._links.values())
 
     async def on_start(self, node: Node) -> None:
-        await self.hold(Lease(node, node.name, node.name))  # a standby waits here, and is not spoken to
+        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))  # a standby waits here, and is not spoken to
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
         await Watch("gateway", on_death=self._gateway_died).start(self)
+        await self.listen("gateway", Keep, self._spans.asked)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._model})
         self._load_from_s = self._clock() + self.FIND_WORKERS_S
         self.every(self._load_every_s, self._publish_load)
@@ -147,6 +155,7 @@ class SchedulerActor(Actor):
             return  # doubled, late, or overtaken by its cancel
         self._note_generated(request.id, len(request.generated) // 4)
         self._live[request.id] = request
+        self._spans.taken(request, self._clock())
         home = self._home.get(request.id)
         if home is not None:
             self._serve(request, home, self._ask(request))  # the core lets the newer attempt replace the older one
@@ -180,6 +189,7 @@ class SchedulerActor(Actor):
             self.node.tell_soon(f"gateway.{request.gateway}", back)
             return
         self._home[request.id] = link
+        self._spans.placed(request.id, link.worker)
         self._placer.submitted(ask, link.worker)
         self._drive(link, now)
         self._load_changed()
@@ -248,11 +258,12 @@ class SchedulerActor(Actor):
 
     def _apply(self, events: list[Event], now: float) -> None:
         self._placer.heard(events)
+        for life in self._spans.heard(events):
+            self.node.tell_soon(f"gateway.{life.gateway}", Keep(requests=[life.id]))
         for event in events:
             if isinstance(event, Finished):
                 self._finished(event, now)
             elif isinstance(event, Preempted):
-                self._preemptions.setdefault(event.request, []).append(event)
                 self._metrics.preempted(event.kind, lost_tokens=event.lost_tokens)
             elif isinstance(event, Scheduled):
                 self._metrics.queued(event.at - event.queued_at)
@@ -266,8 +277,6 @@ class SchedulerActor(Actor):
         if event.finish is Finish.error and event.first_scheduled_at is None and event.request not in self._leaving:
             self._shed(request)
             return
-        preemptions = self._preemptions.pop(event.request, [])
-        record_request_spans(self._tracing, request, event, preemptions, clock_now=now)
         self._metrics.served(event.tenant, event.prompt_tokens - event.cached_tokens + event.generated)
         self._ended(event.request, event.finish)
         self._load_changed()
@@ -301,7 +310,7 @@ class SchedulerActor(Actor):
     def _forget(self, request_id: str) -> None:
         self._live.pop(request_id, None)
         self._home.pop(request_id, None)
-        self._preemptions.pop(request_id, None)
+        self._spans.forget(request_id)
 
     def _note_over(self, request_id: str, attempt: int) -> None:
         self._over[request_id] = max(attempt, self._over.pop(request_id, 0))
@@ -316,6 +325,8 @@ class SchedulerActor(Actor):
     # --- workers ------------------------------------------------------------------------------------------------------
 
     def _worker_alive(self, peer: Peer) -> None:
+        if peer.info.get("state") == "draining":
+            self._worker_drains(peer)
         if (
             peer.info.get("model") != self._model
             or peer.info.get("state") != "ready"
@@ -326,6 +337,15 @@ class SchedulerActor(Actor):
         if link is None or link.epoch != peer.epoch:
             self._attaching[peer.instance] = peer.epoch  # an older one is dead, and would be waited for in vain
             self.spawn(self._attach(peer.instance, peer.epoch))
+
+    def _worker_drains(self, peer: Peer) -> None:
+        """It gets nothing new; what it has goes on there until it ends, or until it says goodbye."""
+        link = self._links.get(peer.instance)
+        if link is not None and link.epoch == peer.epoch and peer.instance not in self._draining:
+            self._log.info("worker drains", worker=peer.instance)
+            self._draining.add(peer.instance)
+            self._placer.drain(peer.instance)
+            self._load_changed()
 
     async def _attach(self, instance: str, epoch: int) -> None:
         try:
@@ -358,6 +378,7 @@ class SchedulerActor(Actor):
             observers=self._observers,
         )
         self._links[instance].core.relieve(self._level)
+        self._draining.discard(instance)
         self._placer.join(instance, attached.spec)
         self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)
         waiting, self._unplaced = self._unplaced, deque()
@@ -374,6 +395,7 @@ class SchedulerActor(Actor):
         """Its requests go elsewhere. If it still lives, its next heartbeat attaches it anew."""
         self._log.warning("worker lost", worker=link.worker, why=why)
         del self._links[link.worker]
+        self._draining.discard(link.worker)
         self._placer.leave(link.worker)
         self._blocks.gone(model=self._model, worker=link.worker)
         self._hand_back(link)
@@ -390,6 +412,7 @@ class SchedulerActor(Actor):
             if request_id in self._leaving or request_id in self._orphans:
                 self._ended(request_id)
                 continue
+            self._spans.handed_back(request_id, self._clock(), "its worker is gone")
             self._forget(request_id)
             back = backs.setdefault(request.gateway, HandBack(requests=[], attempts=[], errors=[]))
             back.requests.append(request_id)
@@ -428,6 +451,7 @@ class SchedulerActor(Actor):
         if owned:
             self._log.warning("gateway lost", gateway=death.instance, why=death.reason, requests=len(owned))
         self._orphans.update(owned)
+        self._spans.keep_open(owned)
         for request_id in owned:
             self._withdraw(request_id)
         if death.reason != "goodbye":
@@ -464,7 +488,7 @@ class SchedulerActor(Actor):
         now = self._clock()
         if not self._links and now < self._load_from_s:
             return
-        loads = [link.core.load(now, name) for name, link in self._links.items()]
+        loads = [link.core.load(now, name) for name, link in self._links.items() if name not in self._draining]
         for name, link in self._links.items():
             self._blocks.blocks(model=self._model, worker=name, counts=link.core.block_counts())
         await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._unplaced)))

@@ -11,32 +11,26 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
 from actors.device_thread import DeviceThread
-from actors.messages import Attach, Attached, RunStep, Stepped, StepRefused, Tokens
+from actors.messages import Attach, Attached, Keep, RunStep, Stepped, StepRefused, Tokens
 from actors.runtime import Actor, Context, Lease, Node, handles, heartbeat
+from actors.worker_spans import RowTrace, WorkerSpans
 from gpu_worker.engine import Engine, SampledRows, StepResult
 from observability.metrics import WorkerMetrics
 from observability.tracing import Tracing
-from policies.vocabulary import Finish, NewRow
+from policies.vocabulary import Finish, Step
 
 __all__ = ["Worker"]
+
+#: A draining worker that gets no step for so long has nothing left to do.
+_IDLE_S = 0.5
 
 #: Results kept for a scheduler that missed one. Two steps are in flight; twice that covers a resend that crosses a
 #: result.
 _KEPT_RESULTS = 4
-
-
-@dataclass(slots=True)
-class _RowTrace:
-    """What the worker-side span of a row will say."""
-
-    row: NewRow
-    since_unix_ns: int
-    outputs: int = 0
 
 
 class Worker(Actor):
@@ -57,6 +51,7 @@ class Worker(Actor):
     ) -> None:
         self._engine = engine
         self._tracing = tracing
+        self._spans = WorkerSpans(tracing, model=engine.spec.model)
         self._metrics = metrics
         self._on_failure = on_failure
         self._make_device = device
@@ -64,14 +59,27 @@ class Worker(Actor):
         self._log = structlog.get_logger()
         self._session = 0
         self._next = 1  # number of the step wanted
+        self._reported = 0  # of the last step that is done
+        self._stepped_s = -inf  # when the last one came
         self._results: OrderedDict[int, Stepped] = OrderedDict()
-        self._rows: dict[int, _RowTrace] = {}
+        self._rows: dict[int, RowTrace] = {}
+        self._changes: dict[int, tuple[Step, int]] = {}  # steps that are to change them, and when they came
         self._scheduler = ""
 
     async def on_start(self, node: Node) -> None:
         await self.hold(Lease(node, node.name, node.name))
         self._device = self._make_device(self._engine, on_result=self._report, on_failure=self._on_failure)
-        heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._engine.spec.model})
+        await self.listen("gateway", Keep, self._spans.asked)
+        heartbeat(self, info=self._info)
+
+    def _info(self) -> dict[str, object]:
+        state = "draining" if self.node.is_draining else "ready"
+        return {"pid": os.getpid(), "state": state, "model": self._engine.spec.model}
+
+    async def on_drain(self) -> None:
+        """The scheduler hears of it and places nothing new here; what runs goes on, at most until the drain is over."""
+        while self._reported < self._next - 1 or self.node.clock() - self._stepped_s < _IDLE_S:
+            await asyncio.sleep(_IDLE_S / 10)
 
     async def on_stop(self) -> None:
         if self._device is not None:
@@ -86,9 +94,11 @@ class Worker(Actor):
         await self._device.reset()
         self._session = time.time_ns() // 1_000  # grows across restarts of this process too
         self._next = 1
+        self._reported = 0
         self._scheduler = ctx.sender
         self._results.clear()
         self._rows.clear()
+        self._changes.clear()
         self._log.info("attached", scheduler=ctx.sender, session=self._session)
         return Attached(spec=self._engine.spec, session=self._session)
 
@@ -99,8 +109,8 @@ class Worker(Actor):
         number = msg.step.number
         if number == self._next:
             self._next += 1
-            for row in msg.step.new:
-                self._rows[row.slot] = _RowTrace(row, time.time_ns())
+            if msg.step.drop or msg.step.new:
+                self._changes[number] = msg.step, self._tracing.now_ns()
             assert self._device is not None
             self._device.submit(msg.step)
         elif number > self._next:
@@ -113,6 +123,7 @@ class Worker(Actor):
         if not self._session:
             return
         self._metrics.step(result.done.duration_s)
+        self._change_rows(result.done.number)
         for gateway, tokens in self._by_gateway(result.done.number, result.rows).items():
             self.node.tell_soon(f"gateway.{gateway}", tokens)
         stepped = Stepped(session=self._session, done=result.done)
@@ -125,7 +136,17 @@ class Worker(Actor):
             if trace is not None:
                 trace.outputs += 1
                 if finish != Finish.none:
-                    self._record(self._rows.pop(slot), Finish(finish))
+                    self._spans.left(self._rows.pop(slot), Finish(finish), worker=self.node.instance)
+
+    def _change_rows(self, number: int) -> None:
+        """Not when the step comes: results of those before it, with the rows of then, are still to come."""
+        if number in self._changes:
+            step, came_ns = self._changes.pop(number)
+            for slot in step.drop:
+                if slot in self._rows:
+                    self._spans.left(self._rows.pop(slot), Finish.none, worker=self.node.instance)
+            for row in step.new:
+                self._rows[row.slot] = RowTrace(row, came_ns)
 
     def _by_gateway(self, step: int, rows: SampledRows) -> dict[str, Tokens]:
         """One message per gateway that has a row in this step."""
@@ -148,22 +169,3 @@ class Worker(Actor):
             tokens.tokens.append(rows.tokens[i])
             tokens.finished.append(rows.finished[i])
         return split
-
-    def _record(self, trace: _RowTrace, finish: Finish) -> None:
-        self._tracing.record(
-            f"chat {self._engine.spec.model}",
-            request_id=trace.row.request,
-            parent_traceparent=trace.row.traceparent,
-            start_unix_ns=trace.since_unix_ns,
-            end_unix_ns=time.time_ns(),
-            attributes={
-                "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": "headgate",
-                "gen_ai.request.model": self._engine.spec.model,
-                "gen_ai.usage.input_tokens": trace.row.prompt_tokens,
-                "gen_ai.usage.output_tokens": trace.outputs,
-                "gen_ai.response.finish_reasons": (finish.name,),
-                "headgate.attempt": trace.row.attempt,
-                "headgate.worker": self.node.instance,
-            },
-        )

@@ -86,7 +86,7 @@ class Heard:
             self._decisions.append(_decision_row(self.decisions_heard, decision))
 
     def _new(self, ctx: Context, first: int, count: int, *, whole: bool) -> int:
-        """How many of the `count` that were told are to be skipped: those known; all, while earlier ones are awaited."""
+        """How many of the `count` that were told are to be skipped: the known; all, while earlier ones are awaited."""
         told = self._told.get(ctx.sender)
         if told is None or told.run != ctx.run:
             told = self._told[ctx.sender] = _Told(ctx.run)

@@ -20,6 +20,7 @@ from gateway.settings import EdgeSettings
 from gateway.streams import GatewayActor
 from gateway.tenancy import Tenancy
 from gateway.text.tokenizer import load_model_text
+from gateway.traces import RequestTraces
 from gateway.usage_log import UsageLog
 from headgate.http_server import serving
 from headgate.process import RoleContext
@@ -45,14 +46,15 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
     async def audit(record: bytes, record_id: str) -> None:
         await store(AUDIT_SUBJECT, record, record_id)
 
-    actor = GatewayActor(models={settings.name: model}, usage=UsageLog(store, gateway=context.instance))
+    traces = RequestTraces()
+    actor = GatewayActor(models={settings.name: model}, usage=UsageLog(store, gateway=context.instance), traces=traces)
     edge = EdgeSettings(gateway=context.instance)
     public = create_app(
         actor,
         models={settings.name: model},
         authenticate=directory.authenticate,
         settings=edge,
-        hooks=EdgeHooks(EdgeMetrics(context.metrics), context.tracing),
+        hooks=EdgeHooks(EdgeMetrics(context.metrics), context.tracing, traces),
         metrics=_exposition(context, actor),
     )
 
