@@ -130,7 +130,8 @@ class SchedulerActor(Actor):
         return list(self._links.values())
 
     async def on_start(self, node: Node) -> None:
-        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))  # a standby waits here, and is not spoken to
+        # A standby waits here, and is not spoken to.
+        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
         await Watch("gateway", on_death=self._gateway_died).start(self)
         await self.listen("gateway", Keep, self._spans.asked)

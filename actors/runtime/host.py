@@ -127,10 +127,10 @@ class ActorHost:
             await self._shared.unsubscribe()
             await self._node.flush()
         self._is_draining = True
-        if self._is_started:
-            await self._actor.on_drain()
         try:
             async with asyncio.timeout_at(deadline_s):
+                if self._is_started:
+                    await self._actor.on_drain()
                 while self._queue or self._running or self._is_handling:
                     self._quiet = self._loop.create_future()
                     await self._quiet

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from actors.addresses import instance_of
 from actors.messages import UsageSettled
 from actors.runtime import ActorError
 from actors.scheduler import SchedulerActor
@@ -42,4 +43,5 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
         blocks=CacheMetrics(context.metrics),
         tracing=context.tracing,
         settle=settle,
+        holder=instance_of(settings.instance),
     )
