@@ -137,6 +137,11 @@ class ActorHost:
         except TimeoutError:
             self._node.log.warning("drain ran out of time", waiting=len(self._queue), running=len(self._running))
 
+    @property
+    def mailbox(self) -> tuple[str, int, int]:
+        """Role, messages that wait or are being handled, and the most of them."""
+        return self._actor.role, len(self._queue) + len(self._running) + self._is_handling, self._actor.mailbox
+
     def stop(self) -> None:
         """Let `run` return."""
         if not self._ended.done():
