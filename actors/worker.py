@@ -102,6 +102,8 @@ class Worker(Actor):
         self._reported = 0
         self._scheduler = ctx.sender
         self._results.clear()
+        for trace in self._rows.values():
+            self._spans.left(trace, Finish.none, worker=self.node.instance)
         self._rows.clear()
         self._changes.clear()
         self._log.info("attached", scheduler=ctx.sender, session=self._session)
