@@ -136,6 +136,8 @@ class _Observer:
             duration_s=seconds,
             ttft_s=next(iter(self._ttft_s.values()), None),
             tpot_s=self._tpot_s,
+            status=status,
+            trace_id=self.traceparent[3:35] if self._span.is_kept else "",
         )
 
     def _end_span(self, status: int, outcome: str, seconds: float) -> None:
