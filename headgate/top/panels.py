@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,9 @@ T = TypeVar("T")
 _OUTCOMES = {"admitted": "green", "deferred": "yellow", "refused": "bold red"}
 _SHORT_TIERS = {"priority": "prio", "default": "deflt", "flex": "flex"}
 _WIDE = 110
+_LEFT = 3  # columns of words, before those of numbers
+_LEAST_HISTORY = 5
+_LONGEST_NAME = 11
 
 
 def header(known: Known, *, width: int) -> Text:
@@ -33,7 +37,7 @@ def header(known: Known, *, width: int) -> Text:
     elif frame is not None:
         line.append(f"  {time.strftime('%H:%M:%S', time.localtime(frame.at))}  ")
         line.append_text(_verdict(frame))
-        line.append(f"  {', '.join(frame.models)} at {frame.gateway}  q quits", "dim")
+        line.append(f"  {', '.join(frame.models)} at {frame.gateway}", "dim")
     line.truncate(width, overflow="ellipsis")
     return line
 
@@ -53,36 +57,32 @@ def _verdict(frame: Frame) -> Text:
 def tenants(known: Known, *, width: int, height: int) -> RenderableType:
     """Contract against attained, a tenant a line: those with a broken contract first, then the busiest."""
     rows = sorted(known.frame.tenants, key=_by_need) if known.frame is not None else []
-    is_wide = width >= _WIDE
-    table = _table()
-    table.add_column("", width=1)
-    table.add_column("tenant", max_width=24 if is_wide else 11)
-    table.add_column("tier")
-    table.add_column("kept/aim", justify="right")
-    table.add_column("ttft p95/ms", justify="right")
-    table.add_column("tpot p95/ms", justify="right")
-    table.add_column("run", justify="right")
-    table.add_column("wait", justify="right")
-    if is_wide:
-        table.add_column("admitted", justify="right")
-        table.add_column("deferred", justify="right")
-        table.add_column("share", justify="right")
-    table.add_column("refused", justify="right")
-    spark = max(4, min(60, width - (92 if is_wide else 71)))
-    table.add_column("5 min", width=spark)
-    for tenant in _first(rows, height - 1):
-        table.add_row(*_tenant_cells(tenant, is_wide=is_wide, spark=spark))
-    more = len(rows) - (height - 1)
     if not rows:
-        return Group(table, Text("no tenants yet: `headgate tenants create NAME` makes one", "dim"))
-    return table if more <= 0 else Group(table, Text(f"… and {more + 1} more", "dim"))
+        return Text("no tenants yet: `headgate tenants create NAME` makes one", "dim")
+    is_wide = width >= _WIDE
+    headings = ["", "tenant", "tier", "kept/aim", "ttft p95/ms", "tpot p95/ms", "run", "wait"]
+    headings += ["admitted", "deferred", "share", "refused"] if is_wide else ["refused"]
+    fits = len(rows) <= height - 1
+    shown = rows if fits else rows[: max(0, height - 2)]
+    lines = [_tenant_cells(tenant, is_wide=is_wide) for tenant in shown]
+    columns = zip(headings, *lines, strict=True)
+    history = width - sum(max(cell_len(str(cell)) for cell in column) + 1 for column in columns)
+    table = _table()
+    for at, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if at < _LEFT else "right", no_wrap=True)
+    if history >= _LEAST_HISTORY:
+        table.add_column("5 min", no_wrap=True)
+    for tenant, cells in zip(shown, lines, strict=True):
+        line = share_line(tenant.history, width=history, aim=tenant.contract.attainment)
+        table.add_row(*cells, *([line] if history >= _LEAST_HISTORY else []))
+    return table if fits else Group(table, Text(f"… and {len(rows) - len(shown)} more", "dim"))
 
 
 def _by_need(tenant: TenantRow) -> tuple[bool, int, str]:
     return tenant.kept is not False, -(tenant.admitted + sum(tenant.refused.values())), tenant.name
 
 
-def _tenant_cells(tenant: TenantRow, *, is_wide: bool, spark: int) -> list[str | Text]:
+def _tenant_cells(tenant: TenantRow, *, is_wide: bool) -> list[str | Text]:
     contract = tenant.contract
     shares = [promise.share for promise in (tenant.ttft, tenant.tpot) if promise.share is not None]
     mark, style = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("·", "dim")}[tenant.kept]
@@ -91,7 +91,7 @@ def _tenant_cells(tenant: TenantRow, *, is_wide: bool, spark: int) -> list[str |
     refused = sum(tenant.refused.values())
     cells: list[str | Text] = [
         Text(mark, style),
-        tenant.name,
+        tenant.name if is_wide or len(tenant.name) <= _LONGEST_NAME else tenant.name[: _LONGEST_NAME - 1] + "…",
         tenant.tier if is_wide else _SHORT_TIERS.get(tenant.tier, tenant.tier),
         Text(f"{attained}/{100 * contract.attainment:.4g}%" if has_contract else "-", style),
         _against(tenant.ttft, contract.ttft_ms, more=contract.ttft_per_1k_ms > 0),
@@ -102,11 +102,7 @@ def _tenant_cells(tenant: TenantRow, *, is_wide: bool, spark: int) -> list[str |
     if is_wide:
         share = "-" if tenant.service_share is None else f"{100 * tenant.service_share:.0f}%"
         cells += [str(tenant.admitted), str(tenant.deferred), share]
-    cells += [
-        Text(str(refused), "red" if refused else "dim"),
-        share_line(tenant.history, width=spark, aim=contract.attainment),
-    ]
-    return cells
+    return [*cells, Text(str(refused), "red" if refused else "dim")]
 
 
 def _against(promise: Promise, promised_ms: float | None, *, more: bool = False) -> Text:
@@ -132,11 +128,11 @@ def _decision(row: DecisionRow, *, width: int) -> Text:
     line.append(row.outcome.ljust(9), _OUTCOMES.get(row.outcome, ""))
     line.append(f"{row.tenant} ", "bold")
     if row.outcome == "refused":
-        line.append(f"{row.reason}: {row.message}")
+        line.append(f"{row.reason}: {row.message}" if width >= _WIDE else _briefly(row))
         if row.retry_after_ms is not None:
-            line.append(f"; retry after {row.retry_after_ms / 1000:.1f} s")
+            line.append(f"; retry in {row.retry_after_ms / 1000:.1f} s")
     elif row.outcome == "deferred":
-        line.append(f"{row.reason}: {row.message}")
+        line.append(f"{row.reason}: {row.message}" if width >= _WIDE or not row.message else row.message)
     else:
         if row.reason:
             line.append(f"{row.reason} ")
@@ -151,12 +147,19 @@ def _decision(row: DecisionRow, *, width: int) -> Text:
     return line
 
 
+def _briefly(row: DecisionRow) -> str:
+    """A refusal by its reason and numbers: for its sentence there is no room."""
+    if row.measured is None or row.threshold is None or row.measured == row.threshold == 0:
+        return row.reason
+    return f"{row.reason} {row.measured:.4g} > {row.threshold:.4g}"
+
+
 def steps(known: Known, *, width: int, height: int) -> RenderableType:
     """The last steps, one a character: prompt tokens, output tokens, time; below them single ones as bars."""
     kept = known.steps
     if not kept:
         return Text("no step yet", "dim")
-    graph = max(10, width - 30)
+    graph = max(10, width - 26)
     seen = kept[-graph:]
     last = seen[-1]
     lines: list[RenderableType] = [
