@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve test lint format bench clean
+.PHONY: setup demo serve test lint format bench compose-secrets compose-secrets-ha compose-rehearsal image-size clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,29 @@ bench: setup
 	$(BIN)/python benchmarks/admission_core.py
 	$(BIN)/python -m benchmarks.control_plane $(if $(LITELLM),--litellm $(LITELLM))
 	$(BIN)/python benchmarks/engine_cpu.py
+
+# The containers run as the user who owns the secrets: .env tells Compose who that is. As root, an ordinary user gets them.
+COMPOSE_UID := $(if $(filter 0,$(shell id -u)),10001,$(shell id -u))
+COMPOSE_GID := $(if $(filter 0,$(shell id -g)),10001,$(shell id -g))
+
+compose-secrets: setup .env
+	$(BIN)/headgate secrets init --dir deploy/secrets
+	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
+
+compose-secrets-ha: setup .env
+	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats,nats-2,nats-3
+	grep -q '^HEADGATE_NATS_REPLICAS=' .env || echo 'HEADGATE_NATS_REPLICAS=3' >> .env
+	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
+
+.env:
+	printf 'HEADGATE_UID=%s\nHEADGATE_GID=%s\n' $(COMPOSE_UID) $(COMPOSE_GID) > .env
+
+# Starts what docker-compose.yml says as processes on loopback, sends traffic and checks; needs no container engine.
+compose-rehearsal: setup
+	$(BIN)/python -m deploy.rehearsal
+
+image-size: setup
+	$(BIN)/python -m deploy.image_size
 
 lint: setup
 	$(BIN)/ruff check .

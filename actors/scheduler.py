@@ -45,7 +45,7 @@ from observability.metrics import CacheMetrics, SchedulerMetrics
 from observability.tracing import Tracing
 from policies.config import SchedulerConfig
 from policies.errors import PolicyError, Unservable
-from policies.events import Event, Finished, Preempted, Scheduled
+from policies.events import Event, Finished, Preempted, Reclaimed, Scheduled
 from policies.overload import Level
 from policies.placement import Ask, Placer, ask_of
 from policies.vocabulary import Finish, Request, WorkerLoad
@@ -129,8 +129,14 @@ class SchedulerActor(Actor):
         """The workers that are attached."""
         return list(self._links.values())
 
+    @property
+    def unplaced(self) -> list[Request]:
+        """Those that wait for any worker."""
+        return [self._live[request_id] for request_id in self._unplaced]
+
     async def on_start(self, node: Node) -> None:
-        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))  # a standby waits here, and is not spoken to
+        # A standby waits here, and is not spoken to.
+        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
         await Watch("gateway", on_death=self._gateway_died).start(self)
         await self.listen("gateway", Keep, self._spans.asked)
@@ -231,7 +237,7 @@ class SchedulerActor(Actor):
         try:
             events = link.stepped(msg, now)
         except PolicyError as error:
-            self._give_up(link, str(error))
+            self._give_up(link, str(error), cause="mismatch")
             return
         self._apply(events, now)
         self._drive(link, now)
@@ -264,7 +270,9 @@ class SchedulerActor(Actor):
             if isinstance(event, Finished):
                 self._finished(event, now)
             elif isinstance(event, Preempted):
-                self._metrics.preempted(event.kind, lost_tokens=event.lost_tokens)
+                self._metrics.preempted(event.kind, lost_tokens=event.lost_tokens, swapped_blocks=event.swapped_blocks)
+            elif isinstance(event, Reclaimed):
+                self._metrics.reclaimed(lost_tokens=event.lost_tokens, swapped_blocks=event.swapped_blocks)
             elif isinstance(event, Scheduled):
                 self._metrics.queued(event.at - event.queued_at)
                 self._metrics.prefix_hit(event.cached_tokens)
@@ -287,6 +295,7 @@ class SchedulerActor(Actor):
             self._ended(request.id)
             return
         self._forget(request.id)
+        self._metrics.shed()
         error = f"request {request.id}: its first-token deadline passed, or would, before a worker could serve it"
         back = HandBack(requests=[request.id], attempts=[request.attempt], errors=[error])
         self.node.tell_soon(f"gateway.{request.gateway}", back)
@@ -389,15 +398,16 @@ class SchedulerActor(Actor):
     def _worker_died(self, death: Death) -> None:
         link = self._links.get(death.instance)
         if link is not None and link.epoch == death.epoch:
-            self._give_up(link, death.reason)
+            self._give_up(link, death.reason, cause=death.reason)
 
-    def _give_up(self, link: WorkerLink, why: str) -> None:
+    def _give_up(self, link: WorkerLink, why: str, *, cause: str) -> None:
         """Its requests go elsewhere. If it still lives, its next heartbeat attaches it anew."""
         self._log.warning("worker lost", worker=link.worker, why=why)
         del self._links[link.worker]
         self._draining.discard(link.worker)
         self._placer.leave(link.worker)
         self._blocks.gone(model=self._model, worker=link.worker)
+        self._metrics.worker_lost(cause)
         self._hand_back(link)
         self._load_changed()
 
@@ -429,7 +439,7 @@ class SchedulerActor(Actor):
             if link.watch(now):
                 self._drive(link, now)
             else:
-                self._give_up(link, f"no result for {link.STALL_S:.0f} s")
+                self._give_up(link, f"no result for {link.STALL_S:.0f} s", cause="stalled")
 
     def _heard_pressed(self, pressed: Pressed, ctx: Context) -> None:
         if pressed.model == self._model:

@@ -7,10 +7,12 @@ that is wanted.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from math import inf
 
 import structlog
 
@@ -78,8 +80,11 @@ class Worker(Actor):
 
     async def on_drain(self) -> None:
         """The scheduler hears of it and places nothing new here; what runs goes on, at most until the drain is over."""
-        while self._reported < self._next - 1 or self.node.clock() - self._stepped_s < _IDLE_S:
-            await asyncio.sleep(_IDLE_S / 10)
+        while True:
+            idle_s = self.node.clock() - self._stepped_s if self._reported == self._next - 1 else 0.0
+            if idle_s >= _IDLE_S:
+                return
+            await asyncio.sleep(_IDLE_S - idle_s)
 
     async def on_stop(self) -> None:
         if self._device is not None:
@@ -97,6 +102,8 @@ class Worker(Actor):
         self._reported = 0
         self._scheduler = ctx.sender
         self._results.clear()
+        for trace in self._rows.values():
+            self._spans.left(trace, Finish.none, worker=self.node.instance)
         self._rows.clear()
         self._changes.clear()
         self._log.info("attached", scheduler=ctx.sender, session=self._session)
@@ -109,6 +116,7 @@ class Worker(Actor):
         number = msg.step.number
         if number == self._next:
             self._next += 1
+            self._stepped_s = self.node.clock()
             if msg.step.drop or msg.step.new:
                 self._changes[number] = msg.step, self._tracing.now_ns()
             assert self._device is not None
@@ -122,6 +130,7 @@ class Worker(Actor):
         """Tell the gateways their tokens, then the scheduler: a stream never waits for the scheduler."""
         if not self._session:
             return
+        self._reported = result.done.number
         self._metrics.step(result.done.duration_s)
         self._change_rows(result.done.number)
         for gateway, tokens in self._by_gateway(result.done.number, result.rows).items():

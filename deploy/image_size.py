@@ -11,13 +11,12 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from deploy.requirements import REMOVED, pins
 
-__all__ = ["BASE_BYTES", "closure", "installed_bytes", "own_bytes", "total_bytes"]
+__all__ = ["BASE_BYTES", "PACKAGES", "closure", "installed_bytes", "own_bytes", "total_bytes"]
 
 #: python:3.11-slim-bookworm on amd64, uncompressed.
 BASE_BYTES = 131_000_000
@@ -27,7 +26,7 @@ _VENV_BYTES = 100_000
 _COMPILED = 2
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("policies", "gpu_worker", "actors", "gateway", "observability", "simulator", "headgate", "demo")
+PACKAGES = ("policies", "gpu_worker", "actors", "gateway", "observability", "simulator", "headgate", "demo")
 
 
 def closure(requirements: Iterable[str]) -> dict[str, metadata.Distribution]:
@@ -52,15 +51,14 @@ def closure(requirements: Iterable[str]) -> dict[str, metadata.Distribution]:
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
-    environment = {**default_environment(), "extra": extra}
-    return requirement.marker is None or requirement.marker.evaluate(environment)
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def installed_bytes(distribution: metadata.Distribution) -> int:
     """Of all files that its record names, and of the compiled modules beside those that it does not."""
     total = 0
     named = {Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
-    for path in named | {compiled for path in named for compiled in _compiled(path)}:
+    for path in named.union(*map(_compiled, named)):
         if path.is_file():
             total += path.stat().st_size
     return total
@@ -73,7 +71,7 @@ def _compiled(path: Path) -> list[Path]:
 def own_bytes(root: Path = _ROOT) -> int:
     """Our packages with the demo model, and their modules once more, compiled."""
     total = 0
-    for package in _PACKAGES:
+    for package in PACKAGES:
         for path in (root / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 total += path.stat().st_size * (_COMPILED if path.suffix == ".py" else 1)

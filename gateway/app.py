@@ -49,11 +49,11 @@ def create_app(
     authenticate: Authenticate,
     settings: EdgeSettings | None = None,
     hooks: Hooks | None = None,
-    metrics: Callable[[], tuple[bytes, str]] | None = None,
+    metrics: Callable[[str], tuple[bytes, str]] | None = None,
 ) -> Starlette:
     """The application, to be served by `gateway.server`.
 
-    `metrics` gives the body and content-type of /metrics; without it there is no such path.
+    `metrics` gives the body and content-type of /metrics for an Accept header; without it there is no such path.
     """
     edge = _Edge(
         frontend, models=models, authenticate=authenticate, settings=settings or EdgeSettings(), metrics=metrics
@@ -94,7 +94,7 @@ class _Edge:
         models: Mapping[str, ModelText],
         authenticate: Authenticate,
         settings: EdgeSettings,
-        metrics: Callable[[], tuple[bytes, str]] | None,
+        metrics: Callable[[str], tuple[bytes, str]] | None,
     ) -> None:
         self.settings = settings
         self._frontend = frontend
@@ -184,7 +184,7 @@ class _Edge:
 
     async def _expose(self, exchange: Exchange) -> None:
         assert self._metrics is not None
-        body, content_type = self._metrics()
+        body, content_type = self._metrics(exchange.header(b"accept") or "")
         await exchange.respond(body, headers=[(b"content-type", content_type.encode())])
 
     async def _describe(self, exchange: Exchange) -> None:

@@ -15,6 +15,13 @@ from policies.vocabulary import Request, Tier
 
 __all__ = ["EdgeHooks"]
 
+_STAGES = {
+    "parse": "headgate.parse_ms",
+    "tokenise": "headgate.tokenise_ms",
+    "validate": "headgate.validate_ms",
+    "encode": "headgate.encode_ms",
+}
+
 
 class EdgeHooks:
     """Makes one observer a request: a SERVER span, and the counters of the edge."""
@@ -57,7 +64,8 @@ class _Observer:
 
     def stage(self, name: str, seconds: float) -> None:
         self._metrics.overhead(name, seconds)
-        self._span.set_attribute(f"headgate.{name}_ms", round(seconds * 1000, 3))
+        if name in _STAGES:
+            self._span.set_attribute(_STAGES[name], round(seconds * 1000, 3))
 
     def asked(self, request: Request, *, tenant: str, key: str, stream: bool) -> None:
         self._asked.append(request.id)
@@ -128,6 +136,8 @@ class _Observer:
             duration_s=seconds,
             ttft_s=next(iter(self._ttft_s.values()), None),
             tpot_s=self._tpot_s,
+            status=status,
+            trace_id=self.traceparent[3:35] if self._span.is_kept else "",
         )
 
     def _end_span(self, status: int, outcome: str, seconds: float) -> None:

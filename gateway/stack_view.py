@@ -115,8 +115,9 @@ class StackView:
                 reasons.append(f"no worker for model {model}")
         return reasons
 
-    def exposition(self, own: CollectorRegistry) -> tuple[bytes, str]:
-        """The body of /metrics and its content type: ours, and what every other process told lately."""
+    def exposition(self, own: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+        """The body of /metrics and its content type, as the Accept header wants it: ours, and what every other process
+        told lately."""
         since = self._clock() - _EXPOSITION_STALE_S
         self._expositions = {name: told for name, told in self._expositions.items() if told[0] > since}
-        return merged(own, {name: text for name, (_, text) in self._expositions.items()})
+        return merged(own, {name: text for name, (_, text) in self._expositions.items()}, accept)

@@ -197,8 +197,11 @@ class GatewayActor(Actor):
             opened.wake()
             return
         seen = len(request.generated) // 4
-        facts = {"headgate.attempt": request.attempt, "headgate.output_tokens": seen, "headgate.why": why}
-        self._traces.happened(request.id, "failover", facts)
+        self._traces.happened(
+            request.id,
+            "failover",
+            {"headgate.attempt": request.attempt, "headgate.output_tokens": seen, "headgate.why": why},
+        )
         ids = log_ids(request.traceparent)
         self._log.info("resumed", request_id=request.id, attempt=request.attempt, tokens=seen, why=why, **ids)
         self.spawn(self._submit(opened, request))

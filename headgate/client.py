@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +20,9 @@ ENDPOINTS_FILE = "endpoints.json"
 _ADMIN_KEY_FILE = "admin.key"
 _DEFAULT_ADMIN_URL = "http://127.0.0.1:8081"
 _TIMEOUT_S = 15.0
+#: Frames come every second at least.
+_FRAME_TIMEOUT_S = 5.0
+_DATA = "data:"
 
 
 class Endpoints(msgspec.Struct, frozen=True):
@@ -71,6 +76,28 @@ class AdminClient:
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         return self._ask("GET", path, params={name: value for name, value in query.items() if value not in (None, "")})
 
+    @contextmanager
+    def frames(self) -> Iterator[Iterator[bytes]]:
+        """The live view, frame by frame as JSON, until the stack ends it. Both the context and the iterator raise
+        HeadgateError where there is none, or it breaks off."""
+        try:
+            with self._http.stream("GET", "live", timeout=_FRAME_TIMEOUT_S) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    self._read(answer)
+                yield self._data_of(answer)
+        except httpx.ConnectError as error:
+            raise HeadgateError(f"no stack answers at {self.url}: {error}") from error
+
+    def _data_of(self, answer: httpx.Response) -> Iterator[bytes]:
+        try:
+            for line in answer.iter_lines():
+                if line.startswith(_DATA):
+                    yield line.removeprefix(_DATA).strip().encode()
+        except httpx.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise HeadgateError(f"the stack at {self.url} broke off: {what}") from error
+
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._ask("POST", path, json=body or {})
 
@@ -107,6 +134,9 @@ class AdminClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             what = str(error) or type(error).__name__
             raise HeadgateError(f"the stack at {self.url} gave no answer: {what}") from error
+        return self._read(answer)
+
+    def _read(self, answer: httpx.Response) -> dict[str, Any]:
         try:
             content = answer.json()
             if answer.is_success:

@@ -22,8 +22,8 @@ from headgate.readiness import Report
 
 __all__ = ["ops_app", "ops_port"]
 
-#: Body and content type of /metrics.
-Render = Callable[[], tuple[bytes, str]]
+#: From the Accept header to the body and content type of /metrics.
+Render = Callable[[str], tuple[bytes, str]]
 
 
 def ops_app(*, report: Callable[[], Report], metrics: Render) -> Starlette:
@@ -39,7 +39,7 @@ def ops_app(*, report: Callable[[], Report], metrics: Render) -> Starlette:
         )
 
     async def expose(http: Request) -> Response:
-        body, content_type = metrics()
+        body, content_type = metrics(http.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     return Starlette(routes=[Route("/health", health), Route("/ready", ready), Route("/metrics", expose)])

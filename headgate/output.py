@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["emit", "print_json", "print_record", "remark"]
+__all__ = ["emit", "emit_csv", "print_json", "print_record", "remark"]
 
 # Wide enough that nothing is cut where there is no terminal to fit into.
 _PIPE_WIDTH = 240
@@ -44,6 +45,13 @@ def emit(
     for row in rows:
         table.add_row(*(Text(_text(row.get(field))) for field in headings))
     _console().print(table)
+
+
+def emit_csv(rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str]) -> None:
+    """Rows as RFC 4180 has them, but for the ends of lines, which are those of this system's tools. None is empty."""
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def print_record(record: Mapping[str, Any]) -> None:

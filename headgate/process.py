@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from actors.messages import Exposition
+from actors.node_metrics import NodeMetrics
 from actors.runtime import Actor, Node
 from headgate.nats.address import open_transport, read_secret
 from headgate.readiness import Readiness
@@ -87,6 +88,7 @@ async def _connected(
 ) -> int:
     password = read_secret(settings.nats_password_file, of="--nats-password-file")
     node = await Node.connect(open_transport(settings.nats, password=password), role=role, instance=instance)
+    metrics.add(NodeMetrics(node))
     readiness.connected_by(lambda: node.transport.is_connected)
     readiness.starts("making the actor")
     try:
@@ -158,11 +160,7 @@ async def _tell(ready: asyncio.Event, readiness: Readiness) -> None:
 
 async def _expose(node: Node, metrics: Metrics) -> None:
     """Tell our metrics on the bus, for the gateway's /metrics."""
-    refused = 0
     while True:
-        while refused < node.dead_letters["mailbox-full"]:
-            refused += 1
-            metrics.mailbox_refused(node.role)
         body, _ = metrics.render()
         await node.publish(node.role, Exposition(instance=node.instance, text=body))
         await asyncio.sleep(_EXPOSE_EVERY_S)

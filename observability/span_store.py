@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from observability.errors import SpanStoreUnreadable
 
-__all__ = ["REQUEST_ID", "Span", "SpanEvent", "SqliteSpanExporter", "find_trace"]
+__all__ = ["REQUEST_ID", "Span", "SpanEvent", "SqliteSpanExporter", "find_trace", "of_request", "trace_spans"]
 
 #: The attribute that ties the spans of a request together, also where a caller's trace has several requests.
 REQUEST_ID = "headgate.request_id"
@@ -200,6 +200,19 @@ def find_trace(data_dir: Path | str, request_id: str) -> list[Span]:
 
     :raises SpanStoreUnreadable: the file is not a span store, or is locked for longer than 5 s.
     """
+    found = _select(data_dir, "(SELECT trace_id FROM spans WHERE request_id = ? AND request_id != '')", request_id)
+    return of_request(found, request_id)
+
+
+def trace_spans(data_dir: Path | str, trace_id: str) -> list[Span]:
+    """All spans of a trace, by start time: also of one that belongs to no request, such as that of a step.
+
+    :raises SpanStoreUnreadable: as `find_trace`.
+    """
+    return _select(data_dir, "(?)", trace_id)
+
+
+def _select(data_dir: Path | str, traces: str, value: str) -> list[Span]:
     path = Path(data_dir) / _FILE
     if not path.exists():
         return []
@@ -207,18 +220,16 @@ def find_trace(data_dir: Path | str, request_id: str) -> list[Span]:
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S)
         try:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM spans WHERE trace_id IN "
-                "(SELECT trace_id FROM spans WHERE request_id = ? AND request_id != '') ORDER BY start_unix_ns, seq",
-                (request_id,),
+                f"SELECT {_COLUMNS} FROM spans WHERE trace_id IN {traces} ORDER BY start_unix_ns, seq", (value,)
             ).fetchall()
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise SpanStoreUnreadable(f"{path} cannot be read as a span store: {error}") from error
-    return _of_request([_span(row) for row in rows], request_id)
+    return [_span(row) for row in rows]
 
 
-def _of_request(spans: list[Span], request_id: str) -> list[Span]:
+def of_request(spans: list[Span], request_id: str) -> list[Span]:
     """Those that name the request, what is below them, and the way up from them.
 
     A caller's trace may hold other requests, which are beside them: not those. Below a request with several choices are

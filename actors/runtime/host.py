@@ -127,15 +127,20 @@ class ActorHost:
             await self._shared.unsubscribe()
             await self._node.flush()
         self._is_draining = True
-        if self._is_started:
-            await self._actor.on_drain()
         try:
             async with asyncio.timeout_at(deadline_s):
+                if self._is_started:
+                    await self._actor.on_drain()
                 while self._queue or self._running or self._is_handling:
                     self._quiet = self._loop.create_future()
                     await self._quiet
         except TimeoutError:
             self._node.log.warning("drain ran out of time", waiting=len(self._queue), running=len(self._running))
+
+    @property
+    def mailbox(self) -> tuple[str, int, int]:
+        """Role, messages that wait or are being handled, and the most of them."""
+        return self._actor.role, len(self._queue) + len(self._running) + self._is_handling, self._actor.mailbox
 
     def stop(self) -> None:
         """Let `run` return."""

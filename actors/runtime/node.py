@@ -172,6 +172,11 @@ class Node:
         finally:
             self._hosts.discard(host)
 
+    @property
+    def mailboxes(self) -> list[tuple[str, int, int]]:
+        """Role, messages held, and messages held at most, of each actor that is served here."""
+        return [host.mailbox for host in self._hosts]
+
     def clock(self) -> float:
         """Seconds on the clock that all deadlines here are measured by."""
         return self._loop.time()

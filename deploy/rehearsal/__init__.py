@@ -14,5 +14,5 @@ rehearsal cannot show.
 | `service.py`, `stage.py` | one process with its health check; all of them, in the order of their health |
 | `receiver.py` | OTLP over HTTP, and the spans of a trace |
 | `traffic.py` | the clients |
-| `queries.py`, `checks.py` | what Prometheus and PostgreSQL are asked, and what must be true |
+| `queries.py`, `checks.py`, `recovery.py` | what must be true: while it runs, and when it is hurt |
 """

@@ -52,7 +52,7 @@ class Receiver:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 """Says nothing."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
@@ -113,6 +113,6 @@ def _attributes(pairs: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pair in pairs:
         kind = pair.value.WhichOneof("value")
-        value = getattr(pair.value, kind) if kind else None
+        value: Any = getattr(pair.value, kind) if kind else None
         found[pair.key] = [item.string_value for item in value.values] if kind == "array_value" else value
     return found

@@ -84,7 +84,8 @@ class Running:
 
         :raises NotHealthy: it ended, or its start period is over.
         """
-        assert self.process is not None and self.health is not None
+        assert self.process is not None
+        assert self.health is not None
         reasons = self.check()
         if reasons and self.process.poll() is not None:
             raise NotHealthy(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")

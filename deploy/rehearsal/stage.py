@@ -157,7 +157,9 @@ class Stage:
         if service.name == "proxy":
             text = self.translation.haproxy(shipped.read_text(), of=service.name)
         else:
-            text = self.translation.prometheus(shipped, of=service.name, paths=paths)
+            text = self.translation.prometheus(
+                shipped, of=service.name, paths=paths, running=self.compose.default().keys() - NOT_HERE.keys()
+            )
         return self._write(f"{service.name}-{shipped.name}", text)
 
     def _write(self, name: str, text: str) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class Translation:
             kept.append(line)
         return self.text("\n".join(kept) + "\n", of=of)
 
-    def prometheus(self, config: Path, *, of: str, paths: Mapping[str, str]) -> str:
-        """Prometheus' configuration: targets by address, rules where they are here."""
+    def prometheus(self, config: Path, *, of: str, paths: Mapping[str, str], running: Collection[str]) -> str:
+        """Prometheus' configuration: targets by address, of services that are running; rules where they are here."""
         yaml = YAML(typ="safe", pure=True)
         read: dict[str, Any] = yaml.load(config)
         read["rule_files"] = [self.text(pattern, of=of, paths=paths) for pattern in read["rule_files"]]
@@ -92,9 +92,7 @@ class Translation:
                 self.text(target, of=of) for static in job.pop("static_configs", ()) for target in static["targets"]
             ]
             for found in job.pop("dns_sd_configs", ()):
-                targets += [
-                    f"{self._addresses[name]}:{found['port']}" for name in found["names"] if name in self._addresses
-                ]
+                targets += [f"{self._addresses[name]}:{found['port']}" for name in found["names"] if name in running]
             if targets:
                 jobs.append({**job, "static_configs": [{"targets": targets}]})
         out = StringIO()

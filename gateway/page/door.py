@@ -7,13 +7,14 @@ foreign script can set.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.directory import bearer
 from gateway.errors import ApiError
@@ -87,8 +88,8 @@ class AdminDoor:
             return response
         if (renewed := self._sessions.renewed(session)) is not None:
             self.set_cookie(http, response, renewed)
-        if isinstance(response, StreamingResponse):
-            response.body_iterator = _while_open(response.body_iterator, session, self._sessions)  # type: ignore[arg-type]
+        if response.media_type == "text/event-stream":
+            return _WhileOpen(response, session, self._sessions)
         return response
 
     def set_cookie(self, http: HttpRequest, response: Response, session: Session | None) -> None:
@@ -115,14 +116,22 @@ def is_foreign(http: HttpRequest) -> bool:
     return origin is not None and urlsplit(origin).netloc != http.headers.get("host", "")
 
 
-async def _while_open(
-    parts: AsyncIterator[bytes | str], session: Session, sessions: Sessions
-) -> AsyncIterator[bytes | str]:
-    try:
-        async for part in parts:
-            if sessions.is_closed(session):
-                return
-            yield part
-    finally:
-        if (close := getattr(parts, "aclose", None)) is not None:
-            await close()
+class _WhileOpen(Response):
+    """A stream that ends when its session does. Events of the stream are when that is looked at."""
+
+    def __init__(self, stream: Response, session: Session, sessions: Sessions) -> None:
+        super().__init__(media_type=stream.media_type)
+        self.raw_headers = stream.raw_headers
+        self._stream = stream
+        self._session = session
+        self._sessions = sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_while_open(message: Message) -> None:
+            if message["type"] == "http.response.body" and self._sessions.is_closed(self._session):
+                await send({"type": "http.response.body", "body": b""})
+                raise ConnectionAbortedError("the session has ended")
+            await send(message)
+
+        with contextlib.suppress(ConnectionAbortedError):
+            await self._stream(scope, receive, send_while_open)

@@ -9,7 +9,7 @@ import click
 
 from headgate.client import AdminClient
 from headgate.client_options import client_options
-from headgate.output import emit
+from headgate.output import emit, emit_csv
 
 __all__ = ["command"]
 
@@ -23,12 +23,13 @@ _SUMS = {
 }
 
 
-@click.command(name="usage", epilog="Example: headgate usage --tenant acme --since 2026-11-01 --by day")
+@click.command(name="usage", epilog="Example: headgate usage --tenant acme --since 2026-11-01 --by day --csv")
 @click.option("--tenant", help="Only this tenant.")
 @click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="First UTC day.")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Last UTC day.")
 @click.option("--by", type=click.Choice(_BY), default="tenant", show_default=True, help="What a row sums up.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Rows at most.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with the names of the fields in its first line.")
 @client_options
 def command(
     tenant: str | None,
@@ -36,14 +37,20 @@ def command(
     until: datetime.datetime | None,
     by: str,
     limit: int,
+    as_csv: bool,
     data: str,
     admin_url: str | None,
     as_json: bool,
 ) -> None:
     """Sum up requests and tokens, by tenant, day, key or request."""
+    if as_csv and as_json:
+        raise click.UsageError("give --csv or --json, not both")
     with AdminClient(data=Path(data), admin_url=admin_url) as admin:
         rows = admin.get("usage", tenant=tenant, since=_day(since), until=_day(until), by=by, limit=limit)["usage"]
     columns = {"tenant": "tenant"} | ({} if by == "tenant" else {by: by}) | _SUMS
+    if as_csv:
+        emit_csv(rows, columns=list(columns))
+        return
     emit(rows, columns=columns, as_json=as_json, empty="Nothing was used.")
 
 

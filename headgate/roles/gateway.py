@@ -101,8 +101,8 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
             await directory.stop()
 
 
-def _exposition(context: RoleContext, actor: GatewayActor) -> Callable[[], tuple[bytes, str]]:
+def _exposition(context: RoleContext, actor: GatewayActor) -> Callable[[str], tuple[bytes, str]]:
     """Where every process has an ops port, Prometheus asks each itself; else the gateway tells of all."""
     if context.settings.ops_port is not None:
         return context.metrics.render
-    return lambda: actor.view.exposition(context.metrics.registry)
+    return lambda accept: actor.view.exposition(context.metrics.registry, accept)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from actors.addresses import instance_of
 from actors.messages import UsageSettled
 from actors.runtime import ActorError
 from actors.scheduler import SchedulerActor
+from actors.scheduler_metrics import SchedulerState
+from actors.step_metrics import StepMetrics
 from actors.usage import SETTLED_SUBJECT, encode_usage
 from headgate.process import RoleContext
 from observability.metrics import CacheMetrics, SchedulerMetrics
@@ -34,7 +38,8 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
             except ActorError:
                 await asyncio.sleep(0.5)
 
-    yield SchedulerActor(
+    steps = StepMetrics(settings.name)
+    actor = SchedulerActor(
         model=settings.name,
         config=policies.scheduler,
         placement=policies.placement,
@@ -42,4 +47,9 @@ async def scheduler(context: RoleContext) -> AsyncIterator[SchedulerActor]:
         blocks=CacheMetrics(context.metrics),
         tracing=context.tracing,
         settle=settle,
+        holder=instance_of(settings.instance),
+        observers=(steps,),
     )
+    context.metrics.add(steps)
+    context.metrics.add(SchedulerState(actor, model=settings.name, clock=time.monotonic))
+    yield actor

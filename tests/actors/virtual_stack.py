@@ -20,10 +20,11 @@ from actors.scheduler import SchedulerActor
 from actors.usage import AUDIT_STREAM, AUDIT_SUBJECT, OPENED_SUBJECT, SETTLED_SUBJECT, USAGE_STREAM, encode_usage
 from actors.worker import Worker
 from gateway.streams import GatewayActor
+from gateway.traces import RequestTraces
 from gateway.usage_log import UsageLog
 from gpu_worker.mock import MockEngine, mock_token
 from observability.metrics import CacheMetrics, DecisionMetrics, LedgerMetrics, Metrics, SchedulerMetrics, WorkerMetrics
-from observability.tracing import setup_tracing
+from observability.tracing import Tracing, setup_tracing
 from policies.config import SchedulerConfig
 from policies.vocabulary import (
     Request,
@@ -82,13 +83,23 @@ class OnTheSpot(Executor):
 class VirtualStack:
     """`start` and `kill` roles by name; `gateway` is the frontend."""
 
-    def __init__(self, broker: MemoryBroker, directory: Path, *, spec: WorkerSpec, config: SchedulerConfig) -> None:
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        directory: Path,
+        *,
+        spec: WorkerSpec,
+        config: SchedulerConfig,
+        tracing: Callable[[str], Tracing] | None = None,
+    ) -> None:
         self.broker = broker
         self._directory = directory
         self._spec = spec
         self._config = config
         self._clock = asyncio.get_running_loop().time
-        self._tracing = setup_tracing("test", "0", data_dir=None, sample_ratio=0.0)
+        silent = setup_tracing("test", "0", data_dir=None, sample_ratio=0.0)
+        self._tracing = tracing or (lambda role: silent)
+        self.traces = RequestTraces()
         self._serving: dict[str, tuple[Node, asyncio.Task[None]]] = {}
         self.tenants = {"gold": Tenant(name="gold"), "free": Tenant(name="free")}
         self.gateway: GatewayActor
@@ -121,7 +132,7 @@ class VirtualStack:
             engine = MockEngine(self._spec, vocab_size=VOCABULARY, clock=self._clock, sleep=lambda seconds: None)
             return Worker(
                 engine,
-                tracing=self._tracing,
+                tracing=self._tracing(role),
                 metrics=WorkerMetrics(metrics),
                 on_failure=lambda error: None,
                 device=VirtualDevice,
@@ -132,7 +143,7 @@ class VirtualStack:
                 config=self._config,
                 metrics=SchedulerMetrics(metrics),
                 blocks=CacheMetrics(metrics),
-                tracing=self._tracing,
+                tracing=self._tracing(role),
                 settle=lambda record: self._settle(node, record),
                 clock=self._clock,
             )
@@ -140,7 +151,7 @@ class VirtualStack:
         if role == "admission":
             decisions = DecisionMetrics(metrics)
             return AdmissionActor(
-                tenants=self.tenants, metrics=decisions, tracing=self._tracing, clock=self._clock, seed=1
+                tenants=self.tenants, metrics=decisions, tracing=self._tracing(role), clock=self._clock, seed=1
             )
         if role == "ledger":
             return Ledger(self._directory / "usage.db", metrics=LedgerMetrics(metrics), executor=OnTheSpot())
@@ -148,7 +159,9 @@ class VirtualStack:
         async def store(subject: str, payload: bytes, message_id: str) -> None:
             await node.transport.append(subject, payload, message_id=message_id)
 
-        self.gateway = GatewayActor(models={}, usage=UsageLog(store, gateway=instance), clock=self._clock)
+        self.gateway = GatewayActor(
+            models={}, usage=UsageLog(store, gateway=instance), clock=self._clock, traces=self.traces
+        )
         return self.gateway
 
     @staticmethod
@@ -168,6 +181,7 @@ async def virtual_stack(
     drop: float = 0.0,
     duplicate: float = 0.0,
     config: SchedulerConfig | None = None,
+    tracing: Callable[[str], Tracing] | None = None,
 ) -> AsyncIterator[VirtualStack]:
     """A stack that is ready. Must run on a `VirtualClockLoop`."""
     spec = WorkerSpec(
@@ -184,7 +198,7 @@ async def virtual_stack(
     )
     broker = MemoryBroker(seed=seed)
     async with AsyncExitStack() as cleanup:
-        stack = VirtualStack(broker, directory, spec=spec, config=config or SchedulerConfig())
+        stack = VirtualStack(broker, directory, spec=spec, config=config or SchedulerConfig(), tracing=tracing)
         cleanup.push_async_callback(stack.close)
         setup = MemoryTransport(broker)
         await setup.open(role="admin", instance="setup")

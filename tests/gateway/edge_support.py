@@ -268,7 +268,7 @@ async def edge(
         authenticate=authenticate,
         settings=settings,
         hooks=hooks,
-        metrics=lambda: (b"# metrics\n", "text/plain; version=0.0.4"),
+        metrics=lambda accept: (b"# metrics\n", "text/plain; version=0.0.4"),
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -56,7 +56,7 @@ function row(decision) {
     { "data-sequence": decision.sequence, "data-outcome": decision.outcome, "data-request": decision.request },
     h("td", {}, h("button", { type: "button", class: "link", title: `Waterfall of ${decision.request}`, onclick: () => open(decision.request) }, clock(decision.at))),
     h("td", {}, h("span", { class: `tag ${kind}` }, mark)),
-    h("td", {}, decision.tenant, h("span", { class: "sub" }, decision.tier)),
+    h("td", { class: "named", title: decision.tenant }, decision.tenant, h("span", { class: "sub" }, decision.tier)),
     h("td", { class: "why" }, ...why(decision)),
   );
   return { element, show() {} };

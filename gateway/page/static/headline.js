@@ -3,11 +3,11 @@
 import { percent, plural } from "./format.js";
 import { kindOf } from "./reasons.js";
 
-/** `{state: "kept" | "broken" | "unknown", text}` of a frame. */
+/** `{state: "kept" | "broken" | "unknown", text, more}` of a frame: of the contracts, and of who was refused. */
 export function headline(frame) {
   const { state, text } = contracts(frame.tenants);
   const away = frame.workers.length === 0 ? "No worker serves. " : "";
-  return { state: away && state === "kept" ? "unknown" : state, text: `${away}${text} ${refusals(frame.tenants)}` };
+  return { state: away && state === "kept" ? "unknown" : state, text: away + text, more: refusals(frame.tenants) };
 }
 
 function contracts(tenants) {

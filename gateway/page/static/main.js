@@ -48,14 +48,15 @@ function show(latest) {
 }
 
 function showHeadline() {
-  const { state, text } = headline(frame);
+  const { state, text, more } = headline(frame);
   byId("headline").dataset.state = state;
   setText(byId("headline-mark"), MARKS[state]);
   setText(byId("headline-text"), text);
+  setText(byId("headline-more"), more);
   document.title = `${MARKS[state]} Headgate`;
   if (performance.now() - announcedAt >= ANNOUNCE_MS) {
     announcedAt = performance.now();
-    setText(byId("announcer"), text); // read out when it differs, and not four times a second
+    setText(byId("announcer"), `${text} ${more}`); // read out when it differs, and not four times a second
   }
 }
 

@@ -75,7 +75,7 @@ function describe(steps) {
   const actual = sum((step) => step.actual_ms) / steps.length;
   const off = sum((step) => Math.abs(step.actual_ms - step.predicted_ms)) / Math.max(1e-9, sum((step) => step.actual_ms));
   const pace = span_s > 0 ? `, ${rate((prefill + decode) / span_s)} tokens/s` : "";
-  setText(byId("steps-note"), `last ${count(steps.length)}${pace} · mean ${ms(actual)} · prediction off by ${Math.round(100 * off)} %`);
+  setText(byId("steps-note"), `last ${count(steps.length)} in ${ms(1000 * span_s)}${pace} · mean ${ms(actual)} · prediction off by ${Math.round(100 * off)} %`);
   setAttribute(byId("steps-tokens"), "aria-label", `Tokens of the last ${steps.length} steps: ${count(prefill)} prefill, ${count(decode)} decode`);
   setAttribute(byId("steps-time"), "aria-label", `Time of the last ${steps.length} steps: mean ${ms(actual)}, the newest ${ms(newest.actual_ms)}, predicted ${ms(newest.predicted_ms)}`);
 }
@@ -113,10 +113,10 @@ function tokenChart() {
 }
 
 function timeChart() {
-  const line = (label, name, dash, width) => ({
-    type: "line", label, borderColor: colour(name), borderWidth: width, borderDash: dash, pointRadius: 0, data: [], spanGaps: false,
-  });
-  return chart("steps-time", [line("actual", "ink", [], 1.4), line("predicted", "accent", [4, 3], 1.2)], { stacked: false, title: "ms" });
+  const line = (label, more) => ({ type: "line", label, pointRadius: 0, data: [], spanGaps: false, ...more });
+  const actual = line("actual", { borderColor: colour("ink"), borderWidth: 1, fill: true, backgroundColor: colour("free"), order: 2 });
+  const predicted = line("predicted", { borderColor: colour("accent"), borderWidth: 1.5, borderDash: [4, 3], order: 1 });
+  return chart("steps-time", [actual, predicted], { stacked: false, title: "ms" });
 }
 
 function chart(id, datasets, { stacked, title }) {

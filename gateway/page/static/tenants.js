@@ -16,8 +16,8 @@ function row(open) {
   const name = h("button", { type: "button", class: "link" });
   const tier = h("span", { class: "sub" });
   const kept = h("span", { class: "tag" });
-  const ttft = promise();
-  const tpot = promise();
+  const ttft = promise("First token");
+  const tpot = promise("Next tokens");
   const history = sparkline();
   const share = shareBar();
   const shareText = h("span");
@@ -28,12 +28,12 @@ function row(open) {
   const element = h(
     "tr",
     {},
-    h("th", { scope: "row" }, name, tier),
-    h("td", {}, kept),
-    h("td", {}, ttft.element),
-    h("td", {}, tpot.element),
+    h("th", { scope: "row", class: "named" }, name, tier),
+    h("td", { class: "verdict" }, kept),
+    h("td", { class: "promised-of" }, ttft.element),
+    h("td", { class: "promised-of" }, tpot.element),
     h("td", { class: "wide" }, history.element),
-    h("td", { class: "wide" }, share.element, " ", shareText, weight),
+    h("td", { class: "wide share-of" }, share.element, " ", shareText, weight),
     h("td", { class: "number wide" }, running),
     h("td", { class: "number" }, refused, admitted),
   );
@@ -45,6 +45,7 @@ function row(open) {
       shown = tenant.name;
       const { contract } = tenant;
       setText(name, tenant.name);
+      setAttribute(name, "title", tenant.name);
       setText(tier, tenant.tier);
       showKept(kept, tenant);
       ttft.show(tenant.ttft, contract.attainment, contract.ttft_ms, ttftPromise(contract));
@@ -56,7 +57,7 @@ function row(open) {
       setText(running, `${count(tenant.running)} · ${count(tenant.waiting)}`);
       const total = Object.values(tenant.refused).reduce((sum, number) => sum + number, 0);
       setText(refused, count(total));
-      refused.className = total > 0 ? "bad" : "";
+      refused.className = total > 0 ? "refusals bad" : "refusals";
       setText(admitted, `${count(tenant.admitted)} admitted`);
       const reasons = Object.entries(tenant.refused).map(([reason, number]) => `${number} ${inWords(reason)}`);
       setAttribute(refused, "title", [...reasons, `${count(tenant.deferred)} deferred`].join("; "));
@@ -64,8 +65,8 @@ function row(open) {
   };
 }
 
-const ttftPromise = ({ ttft_ms, ttft_per_1k_ms }) =>
-  ttft_ms === null ? DASH : ms(ttft_ms) + (ttft_per_1k_ms > 0 ? ` + ${ms(ttft_per_1k_ms)}/1k` : "");
+/** With a plus where a longer prompt may take longer: how much is in the tenant's dialog. */
+const ttftPromise = ({ ttft_ms, ttft_per_1k_ms }) => (ttft_ms === null ? DASH : ms(ttft_ms) + (ttft_per_1k_ms > 0 ? "+" : ""));
 
 function showKept(tag, tenant) {
   const { ttft_ms, tpot_ms } = tenant.contract;
@@ -81,12 +82,12 @@ function showKept(tag, tenant) {
   tag.className = `tag ${kind}`;
 }
 
-function promise() {
+function promise(label) {
   const share = h("b");
   const promised = h("span", { class: "muted" });
   const bar = bullet();
   const times = h("span", { class: "sub" });
-  const element = h("div", { class: "promise" }, h("div", { class: "figures" }, share, promised), bar.element, times);
+  const element = h("div", { class: "promise", "data-label": label }, h("div", { class: "figures" }, share, promised), bar.element, times);
   return {
     element,
     show(attained, attainment, limit, words) {

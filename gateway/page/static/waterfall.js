@@ -46,7 +46,7 @@ function draw(content, spans) {
   const x = (unixNs) => (WIDTH * (unixNs - start)) / Math.max(1, end - start);
   const detail = h("div", { class: "detail", "aria-live": "polite" });
   const rows = inOrder(spans).map(([span, depth]) => row(span, depth, x, start, (chosen) => show(detail, chosen, start)));
-  const columns = ["what", "bar", "figure start", "figure"].map((name) => h("col", { class: name }));
+  const columns = ["what", "when", "figure start", "figure"].map((name) => h("col", { class: name }));
   content.replaceChildren(
     h("p", {}, `${ms((end - start) / 1e6)} in all, ${spans.length} spans. Choose one for what it says.`),
     h("table", { class: "waterfall" }, h("colgroup", {}, ...columns),

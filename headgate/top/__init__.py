@@ -1,0 +1,1 @@
+"""`headgate top`: frames of the live view, drawn in a terminal."""
