@@ -38,6 +38,7 @@ from actors.messages import (
     Submit,
     UsageQuery,
     UsageRows,
+    WaitingFacts,
 )
 from actors.refusals import denied, refused, unattainable
 from actors.runtime import Actor, ActorError, Context, Lease, Node, handles, heartbeat
@@ -50,7 +51,7 @@ from policies.admission.reasons import Reason
 from policies.admission.verdict import candidate_of
 from policies.limits import Denied
 from policies.overload import Level
-from policies.vocabulary import Contract, Request, Tenant
+from policies.vocabulary import Contract, Request, Tenant, Tier
 
 __all__ = ["AdmissionActor"]
 
@@ -116,6 +117,16 @@ class AdmissionActor(Actor):
     # --- life
     # ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def core(self) -> rules.Admission:
+        """What decides: to look at, not to change."""
+        return self._core
+
+    @property
+    def deferred(self) -> list[WaitingFacts]:
+        """How many wait for an answer."""
+        return self._reporter.waiting()
+
     async def on_start(self, node: Node) -> None:
         await self.hold(Lease(node, _LEASE, node.name, ttl_s=_LEASE_TTL_S))
         self._decide_from_s = self._clock() + _FIRST_LOAD_S
@@ -163,10 +174,17 @@ class AdmissionActor(Actor):
         arrived, arrived_ns = self._clock(), self._tracing.now_ns()
         await self._oriented(arrived)
         decision = self._decided.get(request.id) or await self._reserve(msg, arrived)
+        tier = Tier(request.tier).name
         if decision.outcome == "admitted":
-            self._metrics.decided("admitted", decision.reason)
+            self._metrics.decided("admitted", decision.reason, tier=tier, deferred_s=decision.deferred_s)
         else:
-            self._metrics.decided("refused", decision.reason, retry_after_s=decision.retry_after_s)
+            self._metrics.decided(
+                "refused",
+                decision.reason,
+                tier=tier,
+                retry_after_s=decision.retry_after_s,
+                deferred_s=decision.deferred_s,
+            )
         self._reporter.decided(request, decision)
         self._keep(request.id, decision)
         del self._deciding[request.id]
@@ -187,6 +205,7 @@ class AdmissionActor(Actor):
 
     async def _reserve(self, msg: Admit, arrived: float) -> Decision:
         """Take what it could use from the tenant's limits, then see about its contract; a refusal gives all back."""
+        began = time.perf_counter()
         request = msg.request
         quota = self._limits.quota(request.tenant)
         grant = self._limits.reserve(request, best_effort=self._policy.above_rate)
@@ -199,9 +218,10 @@ class AdmissionActor(Actor):
         verdict = self._core.arrive(
             request, now, arrived_s=arrived, committed=grant.committed, patience_s=msg.patience_s
         )
+        self._metrics.took(time.perf_counter() - began)
         self._answer(self._core.expire(now))
         if isinstance(verdict, rules.Defer):
-            self._metrics.decided("deferred", verdict.reason.value)
+            self._metrics.decided("deferred", verdict.reason.value, tier=Tier(request.tier).name)
             self._reporter.deferred(request, verdict)
             self._spans.deferred(request, verdict)
             decision = await self._waiting.wait(request.id)

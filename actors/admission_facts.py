@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from actors.decision_journal import DecisionJournal
-from actors.messages import AdmissionFacts, Decision, Settle, TenantFacts
+from actors.messages import AdmissionFacts, Decision, Settle, TenantFacts, WaitingFacts
 from actors.tenant_journal import TenantJournal
 from policies.admission import Defer
 from policies.vocabulary import Request
@@ -51,6 +51,10 @@ class AdmissionReporter:
             ttft_kept=settle.ttft_kept,
             tpot_kept=settle.tpot_kept,
         )
+
+    def waiting(self) -> list[WaitingFacts]:
+        """Those that are deferred now."""
+        return self._decisions.waiting()
 
     async def report(self, *, whole: bool) -> AdmissionFacts:
         """`whole`: with all decisions that are kept. Lets others have their turn meanwhile."""

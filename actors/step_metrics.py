@@ -1,7 +1,7 @@
 """Steps as metrics: what was in them, and how well their time was foreseen.
 
-A `StepObserver` on the hot path of the scheduler, so it counts in plain ints (0.6 µs a step of 64 rows, 1.5 with a chunk of a
-prompt in it) and makes metrics of them when somebody scrapes.
+A `StepObserver` on the hot path of the scheduler, so it counts in plain ints (0.6 µs a step of 64 rows, 1.5 with a
+chunk of a prompt in it) and makes metrics of them when somebody scrapes.
 """
 
 from __future__ import annotations

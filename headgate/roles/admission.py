@@ -9,8 +9,10 @@ import msgspec
 import structlog
 
 from actors.admission import AdmissionActor
+from actors.admission_metrics import AdmissionState
 from headgate.process import RoleContext
 from observability.metrics import DecisionMetrics
+from policies.admission import Reason
 from policies.vocabulary import Tenant
 
 __all__ = ["admission"]
@@ -35,11 +37,13 @@ async def admission(context: RoleContext) -> AsyncIterator[AdmissionActor]:
     bucket = await context.node.transport.bucket(_BUCKET)
     watch = await bucket.watch(changed)
     try:
-        yield AdmissionActor(
+        actor = AdmissionActor(
             tenants=tenants,
-            metrics=DecisionMetrics(context.metrics),
+            metrics=DecisionMetrics(context.metrics, reasons=tuple(Reason)),
             tracing=context.tracing,
             policy=context.settings.policies.admission,
         )
+        context.metrics.add(AdmissionState(actor, tenants=tenants, labels=context.metrics.tenants))
+        yield actor
     finally:
         await watch.close()

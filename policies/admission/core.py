@@ -147,6 +147,15 @@ class Admission:
         state = self._models.get(model)
         return Level.calm if state is None else state.level
 
+    def levels(self) -> dict[str, Level]:
+        """`level` of every model that was asked for or reported."""
+        return {model: state.level for model, state in self._models.items()}
+
+    def margins(self, tenant: str, tier: int) -> tuple[float, float]:
+        """The shares of the time to the first token, and of the pace, that are held back of what that tenant is
+        promised."""
+        return self._margins.of(tenant, tier)
+
     def explain(self, request: Request, now: float, *, committed: bool = True, patience_s: float = 30.0) -> Verdict:
         """What `arrive` would say. Changes nothing."""
         candidate = candidate_of(request, now, committed=committed, patience_s=patience_s)
