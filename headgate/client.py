@@ -87,7 +87,12 @@ class AdminClient:
                     self._read(answer)
                 yield self._data_of(answer)
         except httpx.ConnectError as error:
-            raise HeadgateError(f"no stack answers at {self.url}: {error}") from error
+            if self._named:
+                raise HeadgateError(f"no stack answers at {self.url}: {error}") from error
+            raise self._not_running() from error
+        except httpx.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise HeadgateError(f"the stack at {self.url} gave no answer: {what}") from error
 
     def _data_of(self, answer: httpx.Response) -> Iterator[bytes]:
         try:
