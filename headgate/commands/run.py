@@ -74,6 +74,8 @@ def _given(options: dict[str, object]) -> Settings:
         raise click.UsageError(
             "--nats is missing: the address of the NATS server, such as nats://user:password@host:4222"
         )
+    if settings.ledger and not settings.ledger.startswith(("postgresql://", "postgres://")):
+        raise click.UsageError(f"--ledger {settings.ledger!r} is not postgresql://user@host:port/database")
     _ = settings.policies  # refused here, not when the role is up
     Path(settings.data).mkdir(parents=True, exist_ok=True)
     return settings

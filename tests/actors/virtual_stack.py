@@ -14,6 +14,7 @@ from actors.addresses import instance_of
 from actors.admission import AdmissionActor
 from actors.device_thread import DeviceThread
 from actors.ledger import Ledger
+from actors.ledger_sqlite import SqliteLedger
 from actors.messages import UsageSettled
 from actors.runtime import Actor, MemoryBroker, MemoryTransport, Node
 from actors.scheduler import SchedulerActor
@@ -154,7 +155,8 @@ class VirtualStack:
                 tenants=self.tenants, metrics=decisions, tracing=self._tracing(role), clock=self._clock, seed=1
             )
         if role == "ledger":
-            return Ledger(self._directory / "usage.db", metrics=LedgerMetrics(metrics), executor=OnTheSpot())
+            books = SqliteLedger(self._directory / "usage.db")
+            return Ledger(books, metrics=LedgerMetrics(metrics), executor=OnTheSpot())
 
         async def store(subject: str, payload: bytes, message_id: str) -> None:
             await node.transport.append(subject, payload, message_id=message_id)
