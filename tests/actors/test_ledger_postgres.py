@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats_fixtures import Connect, serve, until
@@ -15,7 +16,7 @@ from actors.ledger import Ledger
 from actors.ledger_postgres import PostgresLedger
 from actors.ledger_store import LedgerAway
 from actors.messages import UsageOpened, UsageQuery, UsageRows, UsageSettled
-from actors.runtime import Failed, Node
+from actors.runtime import Failed, NatsTransport, Node
 from actors.usage import OPENED_SUBJECT, SETTLED_SUBJECT, encode_usage
 from observability.metrics import LedgerMetrics, Metrics
 
@@ -43,10 +44,16 @@ async def write(gateway: Node, numbers: range) -> None:
 async def count(node: Node) -> tuple[int, int]:
     """Requests and output tokens that the ledger tells of; (-1, -1) while it cannot."""
     try:
-        (row,) = (await node.ask("ledger.any", UsageQuery(), want=UsageRows, timeout_s=8.0)).rows or [None]
+        rows = (await node.ask("ledger.any", UsageQuery(), want=UsageRows, timeout_s=8.0)).rows
     except Failed:
         return -1, -1
-    return (row.requests, row.output_tokens) if row else (0, 0)
+    return (rows[0].requests, rows[0].output_tokens) if rows else (0, 0)
+
+
+async def consumed(admin: Node) -> Any:
+    """What JetStream knows of the ledger's progress."""
+    assert isinstance(admin.transport, NatsTransport)
+    return await admin.transport.js.consumer_info("usage", "ledger")
 
 
 async def counted(node: Node, wanted: int) -> None:
@@ -76,11 +83,10 @@ async def test_nothing_is_lost_when_the_database_is_killed_in_the_middle(
     await asyncio.to_thread(server.start)
     await counted(gateway, 220)
     await until(lambda: not actor.not_ready(), 20)
-    info = await (await connect("admin")).transport.js.consumer_info("usage", "ledger")
+    admin = await connect("admin")
     async with asyncio.timeout(20):
-        while info.num_ack_pending or info.num_pending:
+        while (info := await consumed(admin)).num_ack_pending or info.num_pending:
             await asyncio.sleep(0.1)
-            info = await (await connect("admin", "1")).transport.js.consumer_info("usage", "ledger")
     await node.drain(5.0)
     await serving
 
@@ -98,9 +104,9 @@ async def test_a_record_is_acknowledged_after_its_transaction_and_not_before(
         other.execute("LOCK TABLE usage IN ACCESS EXCLUSIVE MODE")
         await write(gateway, range(1, 4))
         async with asyncio.timeout(10):
-            while (await admin.transport.js.consumer_info("usage", "ledger")).num_ack_pending == 0:
+            while (await consumed(admin)).num_ack_pending == 0:
                 await asyncio.sleep(0.05)
-        info = await admin.transport.js.consumer_info("usage", "ledger")
+        info = await consumed(admin)
         assert info.ack_floor.stream_seq == 2
     await counted(gateway, 4)
     await node.drain(5.0)

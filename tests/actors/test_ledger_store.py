@@ -71,7 +71,7 @@ def test_sums_count_what_is_settled(store: LedgerStore) -> None:
 def test_folding_is_idempotent_in_any_order(store: LedgerStore) -> None:
     """Redelivery and any order of a request's records give the same books."""
     for number, order in enumerate(sorted(set(permutations((0, 0, 1, 1))))):
-        records = [opened(f"r{number}"), settled(f"r{number}")]
+        records: list[UsageOpened | UsageSettled] = [opened(f"r{number}"), settled(f"r{number}")]
         store.fold_usage([records[i] for i in order])
     for row in store.usage(UsageQuery(by="request")):
         assert (row.tenant, row.requests, row.output_tokens, row.unsettled) == ("acme", 1, 20, 0)

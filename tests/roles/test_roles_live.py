@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from postgres_server import PASSWORD, postgres
 from role_processes import Process, Stack, eventually
 
 pytestmark = pytest.mark.stack
@@ -106,6 +107,32 @@ async def test_every_role_is_configured_by_its_environment_and_tells_how_it_is(r
     assert (await asyncio.to_thread(health, "--ready", "--url", worker.ops)).returncode == 1
     for name in ("gateway", "scheduler", "admission", "ledger"):
         assert roles.processes[name].end(signal.SIGTERM) == 0, roles.processes[name].words()
+
+
+async def test_usage_goes_to_postgresql_with_a_password_from_a_file(roles: Stack) -> None:
+    """The ledger is ready while the database answers, and a gateway's sums are what is in it."""
+    password = roles.secrets / "postgres-password"
+    password.write_text(PASSWORD)
+    with postgres() as server:
+        roles.options |= {"HEADGATE_LEDGER": server.url, "HEADGATE_LEDGER_PASSWORD_FILE": str(password)}
+        await roles.start_all(*ALL)
+        gateway, ledger = roles.processes["gateway"], roles.processes["ledger"]
+        key = roles.tenant(gateway, "acme")
+        assert (await ask(gateway, key, tokens=9)).status_code == 200
+        assert (await usage(roles, gateway, "acme"))["output_tokens"] == 9
+        with server.connect() as connection:
+            rows = connection.execute("SELECT tenant, output_tokens FROM usage").fetchall()
+        assert rows == [("acme", 9)]
+        await asyncio.to_thread(server.kill)
+        await ledger.is_in("not ready")
+        assert (await ask(gateway, key, tokens=4)).status_code == 200  # nobody waits for the books
+        await asyncio.to_thread(server.start)
+        await ledger.is_in("ready")
+
+        async def caught_up() -> bool:
+            return bool((await usage(roles, gateway, "acme"))["output_tokens"] == 13)
+
+        await eventually(caught_up, what="what came meanwhile is in the books")
 
 
 async def test_without_nats_a_role_is_alive_and_not_ready(roles: Stack) -> None:
