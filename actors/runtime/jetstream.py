@@ -151,6 +151,15 @@ async def consume(
             await pull.unsubscribe()
 
 
+async def backlog(transport: NatsTransport, stream: str, durable: str) -> int:
+    """See `Transport.backlog`."""
+    try:
+        consumer = await guarded(transport, stream, transport.js.consumer_info(stream, durable))
+    except js_errors.NotFoundError:
+        return 0
+    return (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+
+
 def _record(transport: NatsTransport, message: Any) -> Record:
     async def ack() -> None:
         await guarded(transport, message.subject, message.ack())

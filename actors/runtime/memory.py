@@ -196,6 +196,9 @@ class MemoryTransport:
     ) -> AsyncIterator[list[Record]]:
         return self.broker.streams[stream].consume(durable, batch=batch, ack_wait_s=ack_wait_s)
 
+    async def backlog(self, stream: str, durable: str) -> int:
+        return self.broker.streams[stream].backlog(durable)
+
 
 def _matches(pattern: str, subject: str) -> bool:
     if pattern == subject:

@@ -95,6 +95,10 @@ class MemoryStream:
         self._pending: dict[str, dict[int, tuple[float, int]]] = {}
         self._next: dict[str, int] = {}
 
+    def backlog(self, durable: str) -> int:
+        """See `Transport.backlog`."""
+        return len(self._records) - self._next.get(durable, 0) + len(self._pending.get(durable, ()))
+
     def append(self, subject: str, payload: bytes, message_id: str) -> bool:
         """Store a record; False if the id was there."""
         if message_id in self._ids:

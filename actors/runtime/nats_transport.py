@@ -302,6 +302,9 @@ class NatsTransport:
     ) -> AsyncIterator[list[Record]]:
         return jetstream.consume(self, stream, durable, batch=batch, ack_wait_s=ack_wait_s)
 
+    async def backlog(self, stream: str, durable: str) -> int:
+        return await jetstream.backlog(self, stream, durable)
+
     # What nats-py tells us
 
     async def _on_error(self, error: Exception) -> None:

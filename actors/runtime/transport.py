@@ -148,3 +148,9 @@ class Transport(Protocol):
         self, stream: str, durable: str, *, batch: int = 256, ack_wait_s: float = 30.0
     ) -> AsyncIterator[list[Record]]:
         """Batches of what the durable consumer has not acknowledged yet, for ever. Redelivers after `ack_wait_s`."""
+
+    async def backlog(self, stream: str, durable: str) -> int:
+        """How many records the durable consumer has not acknowledged yet; 0 where there is no such consumer.
+
+        :raises StoreUnavailable: the store does not answer in time.
+        """
