@@ -9,11 +9,13 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from gateway.errors import ApiError, Overloaded, Unauthorized
 from gateway.exchange import ClientLeft, Exchange
 from gateway.hooks import Hooks, NoHooks
 from gateway.settings import EdgeSettings
+from observability.traceparent import log_ids
 
 __all__ = ["CHAT", "COMPLETIONS", "Boundary", "no_route"]
 
@@ -62,6 +64,8 @@ class Boundary:
         hooks = self._hooks if generates else self._unobserved
         exchange = Exchange(scope, receive, send, settings=self._settings, hooks=hooks)
         scope["headgate.exchange"] = exchange
+        # The server gives every request a task of its own, so that this ends with it.
+        bind_contextvars(request_id=exchange.id, **log_ids(exchange.observer.traceparent))
         outcome = "error"
         self._under_way += generates
         try:

@@ -15,6 +15,7 @@ import structlog
 from actors.messages import UsageOpened, UsageSettled
 from actors.usage import OPENED_SUBJECT, SETTLED_SUBJECT, encode_usage
 from gateway.generation import Refused
+from observability.traceparent import log_ids
 from policies.vocabulary import Finish, Request
 
 __all__ = ["UsageLog"]
@@ -73,7 +74,8 @@ class UsageLog:
                     await self._publish(SETTLED_SUBJECT, payload, f"{request.id}:settled")
                 break
             except Exception as error:
-                self._log.warning("usage is not settled yet", request_id=request.id, error=str(error))
+                ids = log_ids(request.traceparent)
+                self._log.warning("usage is not settled yet", request_id=request.id, error=str(error), **ids)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2.0, 2 * delay_s)
         self.unsettled -= 1

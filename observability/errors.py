@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadLogLevel", "BadSampleRatio", "ObservabilityError", "SpanStoreUnreadable"]
+__all__ = ["BadLogLevel", "BadSampleRatio", "JaegerUnreadable", "ObservabilityError", "SpanStoreUnreadable"]
 
 
 class ObservabilityError(Exception):
@@ -19,3 +19,7 @@ class BadSampleRatio(ObservabilityError, ValueError):
 
 class SpanStoreUnreadable(ObservabilityError):
     """spans.db is there, but is no span store."""
+
+
+class JaegerUnreadable(ObservabilityError):
+    """A Jaeger does not answer, or not as one."""
