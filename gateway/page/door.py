@@ -12,6 +12,7 @@ import hashlib
 import hmac
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -133,5 +134,5 @@ class _WhileOpen(Response):
                 raise ConnectionAbortedError("the session has ended")
             await send(message)
 
-        with contextlib.suppress(ConnectionAbortedError):
+        with contextlib.suppress(ConnectionAbortedError, ClientDisconnect):  # as which Starlette's streams tell it
             await self._stream(scope, receive, send_while_open)

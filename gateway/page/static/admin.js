@@ -9,7 +9,7 @@ const TIERS = ["priority", "default", "flex"];
 const FIELDS = [
   { name: "tier", label: "Tier", options: TIERS, hint: "flex has no contract" },
   { name: "ttft_ms", label: "First token, ms", kind: "number", hint: "empty: not promised" },
-  { name: "ttft_per_1k_ms", label: "… more per 1,000 prompt tokens, ms", kind: "number" },
+  { name: "ttft_per_1k_ms", label: "… per 1,000 prompt tokens", kind: "number", hint: "ms more" },
   { name: "tpot_ms", label: "Each next token, ms", kind: "number", hint: "empty: not promised" },
   { name: "attainment", label: "Promised share", kind: "number", hint: "such as 0.95" },
   { name: "weight", label: "Weight", kind: "number", hint: "of its share of service" },

@@ -4,6 +4,7 @@ export const DASH = "–";
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+const hundredths = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 const isKnown = (value) => value !== null && value !== undefined;
@@ -12,13 +13,13 @@ export const count = (value) => (isKnown(value) ? whole.format(value) : DASH);
 
 export const short = (value) => (isKnown(value) ? (Math.abs(value) < 10000 ? whole : compact).format(value) : DASH);
 
-/** Milliseconds: 7.4 ms, 312 ms, 12.4 s. */
+/** Milliseconds: 7.4 ms, 312 ms, 2.84 s, 31.6 s. */
 export function ms(value) {
   if (!isKnown(value)) return DASH;
   const size = Math.abs(value);
   if (size < 9.95) return `${tenths.format(value)} ms`;
-  if (size < 9999.5) return `${whole.format(value)} ms`;
-  return `${tenths.format(value / 1000)} s`;
+  if (size < 999.5) return `${whole.format(value)} ms`;
+  return `${(size < 9995 ? hundredths : tenths).format(value / 1000)} s`;
 }
 
 /** A share of one, cut and not rounded: what is below a promise never reads as kept. */

@@ -77,7 +77,7 @@ function batchRow(first, open) {
 }
 
 /** The end of a request's id, which differs from one to the next. */
-const tail = (id) => (id.length > 11 ? `…${id.slice(-10)}` : id);
+const tail = (id) => (id.length > 9 ? `…${id.slice(-8)}` : id);
 
 export function showWorkers(workers) {
   byId("workers-empty").hidden = workers.length > 0;

@@ -83,7 +83,7 @@ function row(span, depth, x, start, choose) {
     ...span.events.map((event) => s("rect", { class: "event", x: x(event.unix_ns) - 1, y: 0, width: 2.5, height: 16 })));
   const name = h("button", { type: "button", class: "link", title: `${span.role} ${span.instance}`, onclick: () => choose(span) }, span.name);
   const indent = h("span", { "aria-hidden": "true" }, "\u00a0".repeat(3 * depth));
-  return h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, indent, name)), h("td", {}, bar),
+  return h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, indent, name, h("small", {}, `\u00a0 ${span.role}`))), h("td", {}, bar),
     h("td", { class: "number start" }, ms((span.start_unix_ns - start) / 1e6)),
     h("td", { class: "number" }, ms((span.end_unix_ns - span.start_unix_ns) / 1e6)));
 }

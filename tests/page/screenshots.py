@@ -1,0 +1,58 @@
+"""The pictures of docs/live-page.md: `python tests/page/screenshots.py [DIRECTORY]`, from a real stack under load."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent.parent / "stack")]
+
+from page_support import SLOTS, STEP_MS, Load, browser, open_page, tenants_of  # noqa: E402
+from stack_support import Stack  # noqa: E402
+
+_IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+_WARM_UP_S = 25.0
+
+
+def main(images: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        stack = Stack(Path(scratch) / "data", "--device", "mock", "--slots", str(SLOTS), "--mock-step-ms", str(STEP_MS))
+        stack.start()
+        try:
+            keys = tenants_of(stack)
+            key = (stack.data / "admin.key").read_text().strip()
+            with Load(stack, keys, times=1.6, seconds=600.0), browser() as started:
+                begun = time.monotonic()
+                with open_page(started, height=1010) as visit:
+                    visit.sign_in(stack.admin_url, key)
+                    page = visit.page
+                    page.wait_for_timeout(1000 * (_WARM_UP_S - (time.monotonic() - begun)))
+                    page.screenshot(path=images / "live-light.png")
+                    page.emulate_media(color_scheme="dark")
+                    page.wait_for_timeout(700)
+                    page.screenshot(path=images / "live-dark.png")
+                    page.emulate_media(color_scheme="light")
+                    row = page.locator("#decisions tr[data-outcome=admitted]").nth(8)
+                    row.wait_for()
+                    page.get_by_role("button", name="all", exact=True).focus()
+                    page.locator("#decisions tr[data-outcome=admitted] button").nth(12).click()
+                    page.locator("table.waterfall").wait_for()
+                    page.wait_for_timeout(1500)
+                    page.locator(".waterfall tbody button").nth(1).click()
+                    page.screenshot(path=images / "live-waterfall.png")
+                    page.keyboard.press("Escape")
+                    page.locator("#tenants button").first.click()
+                    page.locator("dialog form").wait_for()
+                    page.screenshot(path=images / "live-tenant.png")
+                with open_page(started, width=400, height=860) as visit:
+                    visit.sign_in(stack.admin_url, key)
+                    visit.page.wait_for_timeout(1500)
+                    visit.page.screenshot(path=images / "live-narrow.png", full_page=True)
+        finally:
+            stack.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else _IMAGES)
