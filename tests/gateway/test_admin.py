@@ -335,7 +335,11 @@ async def test_nothing_is_changed_unrecorded(stack: Stack) -> None:
     assert await stack.tenants.keys() == []
 
 
-@pytest.mark.parametrize("wrong", [None, "Bearer", "Bearer wrong", "Bearer " + new_admin_key(), f"Basic {ADMIN}"])
+@pytest.mark.parametrize(
+    "wrong",
+    [None, "Bearer", "Bearer wrong", "Bearer " + new_admin_key(), f"Basic {ADMIN}"],
+    ids=["none", "empty", "malformed", "another", "basic"],  # not the keys: they differ from process to process
+)
 async def test_only_the_admin_key_opens(stack: Stack, wrong: str | None) -> None:
     """Every endpoint, before anything of the request is looked at."""
     await stack.tenant()

@@ -104,6 +104,7 @@ async def test_what_was_stored_before_the_start_is_known_after_it(house: House) 
         ("Bearer " + new_key(PEPPER)[1], "not known"),
         ("Bearer " + new_key(PEPPER)[1][:-1] + "ä", "malformed"),
     ],
+    ids=["none", "empty", "basic", "no key", "two", "long", "nonsense", "admin", "unknown", "not ascii"],
 )
 async def test_what_is_no_key_of_ours_is_refused_with_the_reason(
     house: House, header: str | None, message: str
