@@ -18,7 +18,7 @@ KEPT_STEPS = 400
 _PERIOD_S = 5.0
 _PERIODS = 12
 #: Over which a rate of steps is measured.
-_RATE_S = 5.0
+_RATE_S = 2.0
 
 #: worker, number, at, prefill tokens, decode tokens, rows, predicted seconds, actual seconds
 _Kept = tuple[str, int, float, int, int, int, float, float]
