@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_name: str = ""  # as clients call it; empty: the name of the model's directory
     instance: str = ""  # what makes this process unique in its role; empty: host and process id
     nats: str = ""  # empty: a nats-server of our own
+    nats_monitor: str = ""  # URLs of the HTTP monitors of NATS servers, commas between; empty: nobody asks them
     nats_password_file: str = ""  # of the user in `nats`; empty: the URL has it
     host: str = "127.0.0.1"
     port: int = 8080

@@ -145,7 +145,9 @@ def _instances(settings: Settings) -> list[tuple[str, str]]:
 
 def _child(settings: Settings, nats: NatsServer | None, role: str, instance: str) -> Child:
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-    own = msgspec.structs.replace(settings, nats=nats.url(role) if nats else settings.nats, threads=threads)
+    own = msgspec.structs.replace(settings, threads=threads)
+    if nats is not None:
+        own = msgspec.structs.replace(own, nats=nats.url(role), nats_monitor=nats.monitor_url)
     log = settings.data_dir / "logs" / f"{role}.{instance}.log"
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))

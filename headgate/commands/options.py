@@ -73,6 +73,12 @@ _OPTIONS = (
         "--nats", default="", help="URL of a NATS server with JetStream; several of a cluster, with commas between."
     ),
     click.option("--nats-password-file", default="", help="File with the password of the user in the URL."),
+    click.option(
+        "--nats-monitor",
+        default="",
+        help="URL of a NATS server's HTTP monitor, such as http://nats:8222; several with commas between. The ledger"
+        " tells its figures as metrics. [default: nobody does]",
+    ),
     click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address that the HTTP ports listen on."),
     click.option("--port", default=_DEFAULTS.port, show_default=True, help="The OpenAI API; 0: any free port."),
     click.option(

@@ -106,7 +106,7 @@ class NatsServer:
         self._end_orphan()
         if not self._port:
             self._port = _free_port()
-        self._monitor_port = _free_port()
+        self._monitor_port = self._monitor_port or _free_port()
         config = self._dir / "nats.conf"
         _write_private(config, self._config())
         with self.log_path.open("ab") as log:

@@ -10,9 +10,11 @@ from actors.ledger_sqlite import SqliteLedger
 from actors.ledger_store import LedgerStore
 from headgate.errors import HeadgateError
 from headgate.nats.address import read_secret
+from headgate.nats.monitor import monitored
 from headgate.process import RoleContext
 from headgate.settings import Settings
 from observability.metrics import LedgerMetrics
+from observability.metrics.nats_server import NatsServerMetrics
 
 __all__ = ["ledger"]
 
@@ -22,7 +24,9 @@ async def ledger(context: RoleContext) -> AsyncIterator[Ledger]:
     """Folds into PostgreSQL where an address is given, else into `<data>/usage.db`."""
     actor = Ledger(_store(context.settings), metrics=LedgerMetrics(context.metrics))
     context.readiness.check(actor.not_ready)
-    yield actor
+    monitors = [url for url in context.settings.nats_monitor.split(",") if url]
+    async with monitored(monitors, NatsServerMetrics(context.metrics)):
+        yield actor
 
 
 def _store(settings: Settings) -> LedgerStore:
