@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -27,7 +28,16 @@ from gateway.usage_log import UsageLog
 from observability.traceparent import log_ids
 from policies.vocabulary import Finish, Request
 
-__all__ = ["GatewayActor"]
+__all__ = ["RESUMED", "GatewayActor"]
+
+#: Why a stream goes on as another attempt.
+RESUMED = (
+    "a token was lost",
+    "its worker died",
+    "the scheduler is new",
+    "tokens were lost",
+    "unknown to the scheduler",
+)
 
 #: A stream that is silent for so long is asked about.
 _SILENT_S = 1.0
@@ -54,6 +64,8 @@ class GatewayActor(Actor):
         self._traces = traces or RequestTraces()
         self._clock = clock
         self._open: dict[str, OpenStream] = {}
+        #: How often streams went on as another attempt, by why.
+        self.resumed: Counter[str] = Counter()
         self._all_over = asyncio.Event()
         self._endings: set[asyncio.Task[None]] = set()
         self._scheduler_epochs: dict[str, int] = {}
@@ -62,6 +74,12 @@ class GatewayActor(Actor):
         self._log = structlog.get_logger()
 
     # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def open_streams(self) -> tuple[int, int]:
+        """How many are admitted, and how many wait for a decision."""
+        admitted = sum(opened.is_admitted for opened in self._open.values())
+        return admitted, len(self._open) - admitted
 
     async def on_start(self, node: Node) -> None:
         self._admission = AskAdmission(node, self._clock)
@@ -196,6 +214,7 @@ class GatewayActor(Actor):
         if request is None:
             opened.wake()
             return
+        self.resumed[why] += 1
         seen = len(request.generated) // 4
         self._traces.happened(
             request.id,

@@ -17,6 +17,7 @@ from gateway.observing import EdgeHooks
 from gateway.secrets import load_secrets
 from gateway.server import server_config
 from gateway.settings import EdgeSettings
+from gateway.state_metrics import GatewayState
 from gateway.streams import GatewayActor
 from gateway.tenancy import Tenancy
 from gateway.text.tokenizer import load_model_text
@@ -87,6 +88,7 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         gateway=context.instance,
     )
     readiness.check(actor.not_ready)
+    context.metrics.add(GatewayState(actor, tenants=directory.tenants, labels=context.metrics.tenants))
     drain_s = max(1, ceil(settings.drain_s))
     async with serving(
         server_config(public, host=settings.host, port=settings.port, settings=edge, timeout_graceful_shutdown=drain_s),
