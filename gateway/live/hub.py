@@ -23,7 +23,7 @@ from gateway.live.merge import merged_frame
 from gateway.stack_view import StackView
 from policies.vocabulary import Tenant
 
-__all__ = ["MOST_VIEWERS", "LiveHub", "Viewer"]
+__all__ = ["MOST_VIEWERS", "LiveHub", "Viewer", "unavailable"]
 
 MOST_VIEWERS = 32
 #: Between frames.
@@ -34,6 +34,11 @@ _LEAST_EVERY_S = 1.0
 _WATCHING_EVERY_S = 1.0
 #: So long the first frame waits for everybody's facts.
 _FIRST_FACTS_S = 1.0
+
+
+def unavailable(why: str) -> ApiError:
+    """There is no live view now."""
+    return ApiError(why, status=503, type="service_unavailable_error", code="overloaded", retry_after_s=5.0)
 
 
 class Viewer:
@@ -95,15 +100,10 @@ class LiveHub:
 
         :raises ApiError: 503, too many look already, or this gateway is leaving.
         """
-        if self.is_closed or self._viewers >= MOST_VIEWERS:
-            why = "is shutting down" if self.is_closed else f"has {MOST_VIEWERS} viewers, the most that it serves"
-            raise ApiError(
-                f"This gateway {why}.",
-                status=503,
-                type="service_unavailable_error",
-                code="overloaded",
-                retry_after_s=5.0,
-            )
+        if self.is_closed:
+            raise unavailable("This gateway is shutting down.")
+        if self._viewers >= MOST_VIEWERS:
+            raise unavailable(f"This gateway has {MOST_VIEWERS} viewers, the most that it serves.")
         self._viewers += 1
         if self._task is None:
             self.tick, self._has_failed, self._ticked = -1, False, asyncio.Event()
@@ -148,11 +148,10 @@ class LiveHub:
     # --- while somebody looks
 
     async def _watch(self) -> None:
-        leave = [
-            await self._node.subscribe("scheduler", SchedulerFacts, self.heard.heard_scheduler),
-            await self._node.subscribe("admission", AdmissionFacts, self.heard.heard_admission),
-        ]
+        leave: list[Callable[[], None]] = []
         try:
+            leave.append(await self._node.subscribe("scheduler", SchedulerFacts, self.heard.heard_scheduler))
+            leave.append(await self._node.subscribe("admission", AdmissionFacts, self.heard.heard_admission))
             await self._keep_framing()
         except Exception as error:
             structlog.get_logger().error("the live view failed", error=repr(error))

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.live.hub import LiveHub, Viewer
+from gateway.live.hub import LiveHub, Viewer, unavailable
 
 __all__ = ["LiveStream", "facts"]
 
@@ -23,10 +23,12 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 async def facts(hub: LiveHub) -> Response:
-    """One full frame. :raises ApiError: too many look already."""
+    """One full frame. :raises ApiError: too many look already, or the gateway is leaving."""
     async with hub.viewer() as viewer:
         body = await viewer.next()
-    return Response(body or b"{}", headers={"cache-control": "no-store"}, media_type="application/json")
+    if body is None:
+        raise unavailable("This gateway is shutting down.")
+    return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 class LiveStream(Response):
