@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -161,19 +161,31 @@ class LiteLLM(_Side):
 
 
 class Headgate(_Side):
-    """`headgate serve` with a mock device whose steps take `step_ms`, and one tenant without limits."""
+    """`headgate serve` with a mock device whose steps take `step_ms`, and one tenant without limits.
+
+    `options` are more of its options, `environment` more variables.
+    """
 
     name = "headgate"
 
-    def __init__(self, scratch: Path, *, step_ms: float) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        *,
+        step_ms: float,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(scratch)
         self._data = scratch / "data"
+        self._options = list(options)
+        self._environment = dict(environment or {})
         self.step_ms = step_ms
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "headgate", "serve", "--data", str(self._data)]
         command += ["--port", "0", "--admin-port", "0", "--device", "mock", "--mock-step-ms", str(self.step_ms)]
-        self._start(command)
+        self._start([*command, *self._options], self._environment)
         endpoints = self._data / "endpoints.json"
         until = time.monotonic() + 60
         while not endpoints.exists() and time.monotonic() < until:
