@@ -41,7 +41,7 @@ from actors.messages import (
     WaitingFacts,
 )
 from actors.refusals import denied, refused, unattainable
-from actors.runtime import Actor, ActorError, Context, Lease, Node, handles, heartbeat
+from actors.runtime import LEASE_TTL_S, Actor, ActorError, Context, Lease, Node, Silence, handles, heartbeat
 from actors.tenant_limits import LimitsBook
 from actors.waiting_room import WaitingRoom
 from observability.metrics import DecisionMetrics
@@ -65,8 +65,6 @@ _LOAD_STALE_S = 2.0
 _PACE_KEPT_S = 1.0
 #: Who holds it decides. Two that decide would each grant a tenant its whole limit, and the whole fleet to everybody.
 _LEASE = "admission.decides"
-#: A standby takes over at most a tenth more after its last renewal.
-_LEASE_TTL_S = 2.0
 #: So long a new admission actor waits to hear of a load, which comes every 100 ms, before it turns anybody away.
 _FIRST_LOAD_S = 1.0
 
@@ -128,7 +126,9 @@ class AdmissionActor(Actor):
         return self._reporter.waiting()
 
     async def on_start(self, node: Node) -> None:
-        await self.hold(Lease(node, _LEASE, node.name, ttl_s=_LEASE_TTL_S))
+        silence = Silence(self.role)
+        await silence.start(self)
+        await self.hold(Lease(node, _LEASE, node.name, ttl_s=LEASE_TTL_S, is_deserted=silence))
         self._decide_from_s = self._clock() + _FIRST_LOAD_S
         await self.listen("scheduler", Load, self._heard_load)
         await self.listen("gateway", Live, self._heard_live)

@@ -68,7 +68,12 @@ WHERE usage.settled_unix_s IS NULL OR excluded.output_tokens > usage.output_toke
 
 _CONNECT_S = 3
 #: A peer that is gone without a word is noticed after 5 + 2 x 2 s, and one that takes nothing after 10 s.
-_KEEPALIVE: dict[str, Any] = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2, "tcp_user_timeout": 10_000}
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,
+}
 
 
 class PostgresLedger:

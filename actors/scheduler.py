@@ -35,7 +35,20 @@ from actors.messages import (
     Whereabouts,
 )
 from actors.request_spans import RequestSpans
-from actors.runtime import Actor, ActorError, Context, Death, Lease, Node, Peer, Watch, handles, heartbeat
+from actors.runtime import (
+    LEASE_TTL_S,
+    Actor,
+    ActorError,
+    Context,
+    Death,
+    Lease,
+    Node,
+    Peer,
+    Silence,
+    Watch,
+    handles,
+    heartbeat,
+)
 from actors.scheduler_facts import SchedulerReporter
 from actors.step_journal import StepJournal
 from actors.step_notes import StepObserver
@@ -73,8 +86,6 @@ class SchedulerActor(Actor):
     LOAD_SOON_S = 0.01
     #: So long a new scheduler that has found no worker yet tells no load: its predecessor's is nearer to the truth.
     FIND_WORKERS_S = 1.0
-    #: A standby takes over at most a tenth more after the last renewal.
-    LEASE_TTL_S = 2.0
     #: A level of overload that admission does not tell again for so long is over.
     PRESSED_S = 3.0
 
@@ -136,7 +147,10 @@ class SchedulerActor(Actor):
 
     async def on_start(self, node: Node) -> None:
         # A standby waits here, and is not spoken to.
-        await self.hold(Lease(node, node.name, self._holder or node.name, ttl_s=self.LEASE_TTL_S))
+        silence = Silence(self.role, instance=node.instance)
+        await silence.start(self)
+        holder = self._holder or node.name
+        await self.hold(Lease(node, node.name, holder, ttl_s=LEASE_TTL_S, is_deserted=silence))
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
         await Watch("gateway", on_death=self._gateway_died).start(self)
         await self.listen("gateway", Keep, self._spans.asked)

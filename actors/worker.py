@@ -18,7 +18,7 @@ import structlog
 
 from actors.device_thread import DeviceThread
 from actors.messages import Attach, Attached, Keep, RunStep, Stepped, StepRefused, Tokens
-from actors.runtime import Actor, Context, Lease, Node, handles, heartbeat
+from actors.runtime import LEASE_TTL_S, Actor, Context, Lease, Node, handles, heartbeat
 from actors.worker_spans import RowTrace, WorkerSpans
 from gpu_worker.engine import Engine, SampledRows, StepResult
 from observability.metrics import WorkerMetrics
@@ -69,7 +69,7 @@ class Worker(Actor):
         self._scheduler = ""
 
     async def on_start(self, node: Node) -> None:
-        await self.hold(Lease(node, node.name, node.name))
+        await self.hold(Lease(node, node.name, node.name, ttl_s=LEASE_TTL_S))
         self._device = self._make_device(self._engine, on_result=self._report, on_failure=self._on_failure)
         await self.listen("gateway", Keep, self._spans.asked)
         heartbeat(self, info=self._info)

@@ -24,10 +24,12 @@ from actors.runtime.memory import MemoryBroker, MemoryTransport
 from actors.runtime.message import Message
 from actors.runtime.nats_transport import NatsTransport
 from actors.runtime.node import Node
+from actors.runtime.standby import LEASE_TTL_S, Silence
 from actors.runtime.supervisor import supervise
 from actors.runtime.transport import Bucket, Entry, Record, Transport
 
 __all__ = (
+    "LEASE_TTL_S",
     "Actor",
     "ActorError",
     "Alive",
@@ -56,6 +58,7 @@ __all__ = (
     "Node",
     "Peer",
     "Record",
+    "Silence",
     "StoreUnavailable",
     "Transport",
     "Watch",
