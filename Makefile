@@ -19,8 +19,10 @@ demo: setup
 serve: setup
 	$(BIN)/headgate serve
 
+# What starts whole stacks has both cores for itself; all else shares them.
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not stack"
+	$(BIN)/python -m pytest -m stack
 
 # LiteLLM is the other side of the control plane's benchmark; docs/benchmarks.md says how to install it apart.
 bench: setup
@@ -38,7 +40,7 @@ compose-secrets: setup .env
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
 
 compose-secrets-ha: setup .env
-	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats,nats-2,nats-3
+	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3
 	grep -q '^HEADGATE_NATS_REPLICAS=' .env || echo 'HEADGATE_NATS_REPLICAS=3' >> .env
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
 
