@@ -20,6 +20,9 @@ pytestmark = [
     ),
 ]
 
+#: What gets a request through in an overload.
+_FIRST = {"tier": "priority", "ttft_ms": 20_000}
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
@@ -122,12 +125,10 @@ def test_a_forged_request_is_refused(operator: Visit, stack: Stack) -> None:
 def test_no_other_host_is_asked(visit: Visit, stack: Stack, admin_key: str) -> None:
     """Every request of the page goes to the gateway it came from."""
     hosts: set[str] = set()
-    visit.page.on(
-        "request", lambda request: hosts.add(httpx.URL(request.url).copy_with(path="/", query=None).__str__())
-    )
+    visit.page.on("request", lambda request: hosts.add("/".join(request.url.split("/")[:3])))
     visit.sign_in(stack.admin_url, admin_key)
     visit.page.locator("#model", has_text=stack.model).wait_for()
-    assert hosts == {f"{stack.admin_url}/"}
+    assert hosts == {stack.admin_url}
 
 
 @pytest.mark.usefixtures("overload")
@@ -153,7 +154,8 @@ def test_an_overload_is_seen_live(operator: Visit) -> None:
           const canvas = document.getElementById("steps-tokens");
           const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
           const colours = new Set();
-          for (let at = 0; at < pixels.length; at += 4) if (pixels[at + 3] === 255) colours.add(pixels.slice(at, at + 3).join());
+          for (let at = 0; at < pixels.length; at += 4)
+            if (pixels[at + 3] === 255) colours.add(pixels.slice(at, at + 3).join());
           return colours.size;
         }"""
     )
@@ -164,7 +166,7 @@ def test_an_overload_is_seen_live(operator: Visit) -> None:
 def test_a_refusal_is_seen_within_a_second(operator: Visit, stack: Stack) -> None:
     """With its tenant, its reason and its numbers; and the headline counts it."""
     page = operator.page
-    tenant = stack.tenant("limited", rpm=1)
+    tenant = stack.tenant("limited", rpm=1, **_FIRST)
     assert ask(stack, tenant.key).status_code == 200
     page.get_by_role("button", name="refused", exact=True).click()
     refused = ask(stack, tenant.key)
@@ -185,7 +187,7 @@ def test_a_refusal_is_seen_within_a_second(operator: Visit, stack: Stack) -> Non
 def test_a_request_has_a_waterfall(operator: Visit, stack: Stack) -> None:
     """Its spans from all actors, in order; one of them tells its attributes."""
     page = operator.page
-    tenant = stack.tenant("traced", tier="priority", ttft_ms=20_000)
+    tenant = stack.tenant("traced", **_FIRST)
     request = ask(stack, tenant.key).headers["x-request-id"]
     button = page.locator("#decisions tr", has_text=tenant.name).first.get_by_role("button")
     button.wait_for()
@@ -217,7 +219,8 @@ def test_a_tenant_is_created_and_gets_a_key(operator: Visit, stack: Stack) -> No
     expect(page.locator(".field", has=field).get_by_role("alert")).not_to_be_empty()
     operator.complaints.clear()  # Chromium logs the 400
     field.fill("0.9")
-    page.get_by_label("First token, ms").fill("2500")
+    page.get_by_label("Tier", exact=True).select_option("priority")
+    page.get_by_label("First token, ms").fill("20000")
     page.get_by_role("button", name="Create …").click()
     page.get_by_role("button", name="Create tenant", exact=True).click()
     page.get_by_role("button", name="Create a key …").click()
@@ -228,7 +231,7 @@ def test_a_tenant_is_created_and_gets_a_key(operator: Visit, stack: Stack) -> No
     assert key not in page.content()
     with stack.admin() as admin:
         made = admin.get("tenants/umbrella")
-        assert (made["ttft_ms"], made["attainment"]) == (2500, 0.9)
+        assert (made["ttft_ms"], made["attainment"]) == (20_000, 0.9)
         audit = [(row["action"], row["target"]) for row in admin.get("audit")["audit"] if "/session:" in row["actor"]]
         assert len(audit) >= 2, "the session is who did it"
     assert ask(stack, key).status_code == 200
@@ -254,7 +257,7 @@ def test_a_contract_is_changed(operator: Visit, stack: Stack) -> None:
 
 def test_a_key_is_rotated_and_revoked(operator: Visit, stack: Stack) -> None:
     """A rotation gives a new secret; a revocation wants the key's id typed, and then no request gets through."""
-    tenant = stack.tenant("leaving")
+    tenant = stack.tenant("leaving", **_FIRST)
     page = operator.page
     page.locator("#tenants").get_by_role("button", name=tenant.name).click()
     page.get_by_role("button", name=re.compile("Rotate key")).click()
@@ -288,7 +291,7 @@ def test_explain_tells_what_would_be_decided(operator: Visit, stack: Stack) -> N
 
 
 def test_everything_is_reached_by_keyboard(visit: Visit, stack: Stack, admin_key: str) -> None:
-    """Sign in, go to a tenant, open and leave its dialog, help, theme: without a mouse, and the focus is always seen."""
+    """Sign in, read the help, go to a tenant, open and leave its dialog; and the focus is always seen."""
     page = visit.page
     page.goto(stack.admin_url)
     page.keyboard.type(admin_key)  # the field has the focus

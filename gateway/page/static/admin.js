@@ -53,8 +53,11 @@ async function listTenants(content) {
     rows.length === 0 ? h("p", { class: "empty" }, "There is none yet.") : null,
     h("div", { class: "actions" }, create),
   );
-  if (!content.contains(document.activeElement)) create.focus();
+  if (!isDialogAbove(content)) create.focus();
 }
+
+/** Whether another dialog is open above the one of `content`, which has the focus then. */
+const isDialogAbove = (content) => [...document.querySelectorAll("dialog[open]")].at(-1) !== content.closest("dialog");
 
 const head = (words, kind = null) => h("th", { scope: "col", class: kind }, words);
 
@@ -110,7 +113,7 @@ async function showTenant(name, content, dialog, done) {
     h("h3", {}, "Keys"), keyTable(name, keys, again),
     h("div", { class: "actions" }, h("button", { type: "button", onclick: () => createKey(name, again) }, "Create a key …")),
   );
-  if (!dialog.contains(document.activeElement)) content.querySelector("select")?.focus();
+  if (!isDialogAbove(content)) content.querySelector("select").focus();
 }
 
 function changesTable(before, change) {

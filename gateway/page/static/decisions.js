@@ -1,5 +1,7 @@
-// The panel of decisions as they happen, newest first. While somebody points at the list or is in it, it holds still.
+// The panel of decisions as they happen, newest first. While somebody points at the list, is in it or reads a dialog
+// that was opened from it, it holds still.
 
+import { isDialogOpen } from "./dialogs.js";
 import { byId, h, keyed, setText } from "./dom.js";
 import { clock, count, ms } from "./format.js";
 import { inWords } from "./reasons.js";
@@ -30,7 +32,7 @@ export function startDecisions(show) {
 export function showDecisions(decisions = latest) {
   latest = decisions;
   const rows = byId("decisions");
-  const isHeld = rows.matches(":hover") || rows.contains(document.activeElement);
+  const isHeld = rows.matches(":hover") || rows.contains(document.activeElement) || isDialogOpen();
   if (isHeld && rows.childElementCount > 0) {
     const newest = Number(rows.firstElementChild.dataset.sequence);
     const more = chosen().filter((decision) => decision.sequence > newest).length;

@@ -7,6 +7,7 @@ let number = 0;
 /** Open a dialog with a title and content. `onclose` is called when it is over, however it ended. Gives the element. */
 export function openDialog({ title, content, size = "", onclose = () => {} }) {
   const before = document.activeElement;
+  const around = before?.closest("section[tabindex], dialog"); // where the focus goes if what had it is gone by then
   const id = `dialog-${(number += 1)}`;
   const dialog = h(
     "dialog",
@@ -16,7 +17,7 @@ export function openDialog({ title, content, size = "", onclose = () => {} }) {
   );
   dialog.addEventListener("close", () => {
     dialog.remove();
-    if (before instanceof HTMLElement && before.isConnected) before.focus();
+    (before?.isConnected ? before : around)?.focus();
     onclose();
   });
   document.body.append(dialog);
