@@ -50,6 +50,7 @@ compose-secrets-ha: setup .env
 # Starts what docker-compose.yml says as processes on loopback, sends traffic and checks; needs no container engine.
 compose-rehearsal: setup
 	$(BIN)/python -m deploy.rehearsal
+	$(BIN)/python -m deploy.rehearsal --ha
 
 image-size: setup
 	$(BIN)/python -m deploy.image_size

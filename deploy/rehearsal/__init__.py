@@ -15,4 +15,5 @@ rehearsal cannot show.
 | `receiver.py` | OTLP over HTTP, and the spans of a trace |
 | `traffic.py` | the clients |
 | `queries.py`, `checks.py`, `recovery.py` | what must be true: while it runs, and when it is hurt |
+| `failover.py` | the same for the profile `ha` |
 """

@@ -1,18 +1,20 @@
-"""`python -m deploy.rehearsal [--keep]`: start, send traffic, check, say what was found. Exit code 1 if something is
-wrong, 2 if this host lacks what it takes."""
+"""`python -m deploy.rehearsal [--ha] [--keep]`: start, send traffic, check, say what was found. Exit code 1 if anything
+is wrong, 2 if this host lacks what it takes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.rehearsal.checks import CHECKS
+from deploy.rehearsal.failover import FAILOVER_CHECKS
 from deploy.rehearsal.programs import missing
 from deploy.rehearsal.queries import Prometheus
 from deploy.rehearsal.scene import Rehearsal
@@ -25,14 +27,15 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextlib.contextmanager
-def rehearsal(directory: Path, *, root: Path = _ROOT) -> Iterator[Rehearsal]:
+def rehearsal(directory: Path, *, root: Path = _ROOT, profiles: Sequence[str] = ()) -> Iterator[Rehearsal]:
     """A stack that is up, with traffic that has begun. All of it is gone afterwards, but for what is in `directory`."""
-    with Stage(root, directory) as stage:
+    with Stage(root, directory, profiles=profiles) as stage:
         traffic = Traffic(stage)
         prometheus = Prometheus(stage.url("prometheus", 9090))
         try:
             traffic.wave()
-            traffic.keep_going()
+            if not profiles:
+                traffic.keep_going()
             yield Rehearsal(stage, traffic, prometheus)
         finally:
             with contextlib.suppress(Exception):  # it was told by the check that ended the traffic
@@ -43,17 +46,19 @@ def rehearsal(directory: Path, *, root: Path = _ROOT) -> Iterator[Rehearsal]:
 def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.rehearsal", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep the directory with logs, volumes and configurations")
-    keep = parser.parse_args().keep
+    parser.add_argument("--ha", action="store_true", help="the profile ha: kill one of each kind, and lose no stream")
+    given = parser.parse_args()
     if lacking := missing():
         print(f"this host cannot rehearse: {lacking}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
     directory = Path(tempfile.mkdtemp(prefix="headgate-rehearsal-"))
     began, wrong = time.monotonic(), 0
     try:
-        with rehearsal(directory) as it:
+        with rehearsal(directory, profiles=["ha"] if given.ha else []) as it:
             healthy = "  ".join(f"{name} {seconds:.1f}" for name, seconds in it.stage.healthy_after_s.items())
             print(f"healthy after seconds: {healthy}", flush=True)
-            for title, check in CHECKS.items():
+            for title, check in (FAILOVER_CHECKS if given.ha else CHECKS).items():
                 started = time.monotonic()
                 problems = check(it)
                 wrong += bool(problems)
@@ -62,7 +67,7 @@ def _main() -> int:
                 for problem in problems:
                     print(f"        {problem}", flush=True)
     finally:
-        if keep:
+        if given.keep:
             print(f"kept: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)

@@ -75,8 +75,8 @@ def streams_are_not_buffered(it: Rehearsal) -> list[str]:
     found = []
     for answer in (answer for answer in it.traffic.answers if answer.kind == "stream"):
         first, last = answer.arrivals[0], answer.arrivals[-1]
-        if answer.finish != "stop" or len(answer.arrivals) < 10:
-            found.append(f"a stream of {len(answer.arrivals)} events ended with {answer.finish!r}")
+        if answer.finish != "stop" or not answer.is_right or len(answer.arrivals) < 10:
+            found.append(f"a stream of {len(answer.arrivals)} events ended with {answer.finish!r}, or was not right")
         elif first > last / 2:
             found.append(f"the first event after {first:.3f} s, the last after {last:.3f} s")
     return found

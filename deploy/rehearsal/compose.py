@@ -62,9 +62,13 @@ class Compose:
     volumes: tuple[str, ...]
     networks: Mapping[str, Any]
 
-    def default(self) -> dict[str, Service]:
-        """Those that `docker compose up` starts without a profile, dependencies first."""
-        wanted = {name: service for name, service in self.services.items() if not service.profiles}
+    def selected(self, *profiles: str) -> dict[str, Service]:
+        """Those that `docker compose up` starts with these profiles, dependencies first."""
+        wanted = {
+            name: service
+            for name, service in self.services.items()
+            if not service.profiles or set(profiles) & set(service.profiles)
+        }
         ordered: dict[str, Service] = {}
 
         def add(name: str, on_behalf_of: tuple[str, ...]) -> None:
@@ -77,6 +81,16 @@ class Compose:
         for name in wanted:
             add(name, ())
         return ordered
+
+    def members(self, *profiles: str) -> dict[str, list[str]]:
+        """Which services Docker's DNS finds by a name: the one that is called so, and those with such an alias."""
+        found: dict[str, list[str]] = {}
+        for name, service in self.selected(*profiles).items():
+            networks = service.raw.get("networks", ())
+            attached = networks.values() if isinstance(networks, dict) else ()
+            for alias in {name, *(alias for network in attached for alias in (network or {}).get("aliases", ()))}:
+                found.setdefault(alias, []).append(name)
+        return {alias: sorted(services, key=lambda one: one != alias) for alias, services in found.items()}
 
 
 def load_compose(path: Path, environ: Mapping[str, str] | None = None) -> Compose:

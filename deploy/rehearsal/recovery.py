@@ -7,7 +7,9 @@ import time
 from deploy.rehearsal.scene import HEADGATE_SERVICES, Rehearsal
 from deploy.rehearsal.traffic import wait_until
 
-__all__ = ["health_tells_of_dependencies", "health_turns_red"]
+__all__ = ["health_tells_of_dependencies", "health_turns_red", "serves_again"]
+
+_SERVED_AGAIN_S = 20.0
 
 
 def health_turns_red(it: Rehearsal) -> list[str]:
@@ -21,7 +23,7 @@ def health_turns_red(it: Rehearsal) -> list[str]:
         service.start()
     for name in HEADGATE_SERVICES:
         it.stage.services[name].wait_healthy()
-    return found + _serves_again(it)
+    return found + serves_again(it)
 
 
 def health_tells_of_dependencies(it: Rehearsal) -> list[str]:
@@ -39,18 +41,19 @@ def health_tells_of_dependencies(it: Rehearsal) -> list[str]:
         it.stage.services[dependency].start()
         for name in (dependency, *ill):
             it.stage.services[name].wait_healthy()
-    return found + _serves_again(it)
+    return found + serves_again(it)
 
 
-def _serves_again(it: Rehearsal) -> list[str]:
-    """A stream through the proxy, which looks for gateways once a second."""
-    until = time.monotonic() + 20.0
+def serves_again(it: Rehearsal, when: str = "") -> list[str]:
+    """Ask for streams until one is served whole: whoever was killed may have to be found out, and elected anew."""
+    until = time.monotonic() + _SERVED_AGAIN_S
     while True:
         try:
             answer = it.traffic.stream()
         except Exception as error:
             if time.monotonic() > until:
-                return [f"nothing is served again: {error}"]
+                return [f"nothing is served again {when}: {error}"]
             time.sleep(0.2)
         else:
-            return [] if answer.finish == "stop" else [f"a stream ended with {answer.finish!r}"]
+            right = answer.finish == "stop" and answer.is_right
+            return [] if right else [f"a stream {when} ended with {answer.finish!r}, or was not right"]

@@ -24,6 +24,10 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 
 #: A model that takes minutes to load has its time in the file; the one of the rehearsal does not need it.
 _PATIENCE_S = 60.0
+#: A host that is shared with others is slow at times.
+_LEAST_S = 20.0
+#: As often may a service end before it counts as broken.
+_RESTARTS = 8
 
 
 class NotHealthy(RuntimeError):
@@ -43,9 +47,14 @@ class Running:
     stop_signal: signal.Signals = signal.SIGTERM
     run_as: RunAs = field(default_factory=RunAs)
     process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    is_wanted: bool = False
+    started_at: float = 0.0
 
     def start(self) -> None:
         """Start it, also again. It gets the environment of the compose file, and none of ours."""
+        self.is_wanted = True
+        self.started_at = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # type: ignore[call-overload]
                 [find(self.command[0]), *self.command[1:]],
@@ -57,6 +66,12 @@ class Running:
                 start_new_session=True,
                 **self.run_as.options(),
             )
+
+    def restart_if_ended(self) -> None:
+        """What `restart: unless-stopped` means."""
+        if self.is_wanted and self.process is not None and self.process.poll() is not None:
+            self.restarts += 1
+            self.start()
 
     def check(self) -> list[str]:
         """What its health check says is wrong, by running it once; nothing if it is healthy."""
@@ -79,35 +94,37 @@ class Running:
             return [f"{program} takes longer than {self.health.timeout_s:g} s"]
         return [] if done.returncode == 0 else [done.stderr.strip() or done.stdout.strip() or "no reason"]
 
-    def is_healthy(self, *, since: float) -> bool:
-        """Whether its health check passes now. `since`: when it was started, on the monotonic clock.
+    def is_healthy(self) -> bool:
+        """Whether its health check passes now.
 
         :raises NotHealthy: it ended, or its start period is over.
         """
         assert self.process is not None
         assert self.health is not None
         reasons = self.check()
-        if reasons and self.process.poll() is not None:
-            raise NotHealthy(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
-        if reasons and time.monotonic() - since > min(self.health.start_period_s, _PATIENCE_S):
+        if reasons and self.restarts > _RESTARTS:
+            raise NotHealthy(f"{self.name} ended {self.restarts} times: {self.last_words()}")
+        if reasons and time.monotonic() - self.started_at > min(_LEAST_S + self.health.start_period_s, _PATIENCE_S):
             raise NotHealthy(f"{self.name} is not healthy: {reasons[0]}; {self.last_words()}")
         return not reasons
 
     def wait_healthy(self) -> float:
         """Ask until it is well; returns the seconds that took. :raises NotHealthy: as `is_healthy`."""
         began = time.monotonic()
-        while not self.is_healthy(since=began):
+        while not self.is_healthy():
             time.sleep(0.2)
         return time.monotonic() - began
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """SIGKILL, and wait until it is gone. It stays so until it is started."""
         assert self.process is not None
+        self.is_wanted = False
         self.process.kill()
         self.process.wait()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """As `docker compose stop`: its signal, then SIGKILL."""
+        self.is_wanted = False
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(self.stop_signal)

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ ENVIRONMENT = {"HEADGATE_SAMPLE_RATIO": "1.0", "HEADGATE_THREADS": "1"}
 _RECEIVER = "otel-collector"
 _SECRETS = "/run/secrets"
 _LOOK_AGAIN_S = 0.1
+_RESTART_AFTER_S = 0.3
 
 
 class Stage:
@@ -34,16 +36,21 @@ class Stage:
     `services` are by name, `healthy_after_s` says when each was healthy.
     """
 
-    def __init__(self, root: Path, directory: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, directory: Path, *, profiles: Sequence[str] = ()) -> None:
         self.root = root
         self.directory = directory
-        self.compose: Compose = load_compose(root / "docker-compose.yml", {**ENVIRONMENT, **(environment or {})})
+        self._cluster = ("nats-1", "nats-2", "nats-3") if "ha" in profiles else ()
+        environment = {**ENVIRONMENT, "HEADGATE_NATS_REPLICAS": str(max(1, len(self._cluster)))}
+        self.compose: Compose = load_compose(root / "docker-compose.yml", environment)
+        self._selected = self.compose.selected(*profiles)
         self.services: dict[str, Running] = {}
         self.healthy_after_s: dict[str, float] = {}
         self.receiver: Receiver | None = None
-        here = [name for name in self.compose.default() if name not in NOT_HERE or name == _RECEIVER]
-        self.translation = Translation(loopback_addresses(here))
+        here = [name for name in self._selected if name not in NOT_HERE or name == _RECEIVER]
+        self.translation = Translation(loopback_addresses(here), self.compose.members(*profiles))
         self._other = unprivileged()
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="restarts")
 
     def url(self, service: str, port: int) -> str:
         return f"http://{self.translation.address(service)}:{port}"
@@ -56,6 +63,7 @@ class Stage:
         try:
             self._make_secrets()
             self.receiver = Receiver(self.translation.address(_RECEIVER), 4318)
+            self._keeper.start()
             self._start_all()
         except BaseException:
             self._end()
@@ -68,16 +76,26 @@ class Stage:
         self._end()
 
     def _end(self) -> None:
+        self._ending.set()
+        if self._keeper.ident is not None:
+            self._keeper.join()
         for running in reversed(self.services.values()):
             running.stop()
         if self.receiver is not None:
             self.receiver.close()
+
+    def _keep(self) -> None:
+        """Start again what ended by itself, as the engine would."""
+        while not self._ending.wait(_RESTART_AFTER_S):
+            for running in list(self.services.values()):
+                running.restart_if_ended()
 
     def _make_secrets(self) -> None:
         """By the command that makes them for containers, as the file has it for the service `init`."""
         init = self.compose.services["init"].command
         directory = str(self.directory / "secrets")
         command = [directory if argument == "/secrets" else argument for argument in init]
+        command += ["--cluster", ",".join(self._cluster)] if self._cluster else []
         subprocess.run(
             [sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL, cwd=self.root, timeout=30
         )
@@ -85,14 +103,14 @@ class Stage:
     def _start_all(self) -> None:
         """Each as soon as what it depends on is healthy, as `docker compose up` does."""
         began = time.monotonic()
-        waiting = {name: service for name, service in self.compose.default().items() if name not in NOT_HERE}
+        waiting = {name: service for name, service in self._selected.items() if name not in NOT_HERE}
         while waiting or self.healthy_after_s.keys() != self.services.keys():
             for name, service in list(waiting.items()):
                 if all(other in self.healthy_after_s or other in NOT_HERE for other in service.depends_on):
                     self.services[name] = self._prepare(waiting.pop(name))
                     self.services[name].start()
             for name, running in self.services.items():
-                if name not in self.healthy_after_s and running.is_healthy(since=began):
+                if name not in self.healthy_after_s and running.is_healthy():
                     self.healthy_after_s[name] = time.monotonic() - began
             time.sleep(_LOOK_AGAIN_S)
 
@@ -158,7 +176,7 @@ class Stage:
             text = self.translation.haproxy(shipped.read_text(), of=service.name)
         else:
             text = self.translation.prometheus(
-                shipped, of=service.name, paths=paths, running=self.compose.default().keys() - NOT_HERE.keys()
+                shipped, of=service.name, paths=paths, running=self._selected.keys() - NOT_HERE.keys()
             )
         return self._write(f"{service.name}-{shipped.name}", text)
 

@@ -24,6 +24,7 @@ _TENANTS: dict[str, dict[str, Any]] = {
 }
 _PROMPT = "count: 1 to 12"
 _LONG_PROMPT = "count: 1 to 96"
+_LONG_ANSWER = " ".join(map(str, range(1, 97)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Answer:
     arrivals: tuple[float, ...] = ()
     status: int = 0
     code: str = ""
+    is_right: bool = True
 
 
 class Traffic:
@@ -78,23 +80,27 @@ class Traffic:
         if self._error is not None:
             raise self._error
 
-    def stream(self, *, prompt: str = _LONG_PROMPT) -> Answer:
-        """A stream to its end."""
+    def stream(self, *, begun: threading.Event | None = None) -> Answer:
+        """A stream to its end. `begun` is set when its first event is there."""
         began = time.monotonic()
         raw = self._client("acme").chat.completions.with_raw_response.create(
             model="headgate-demo",
-            messages=[{"role": "user", "content": prompt}],
+            messages=[{"role": "user", "content": _LONG_PROMPT}],
             stream=True,
             stream_options={"include_usage": True},
             temperature=0,
             max_tokens=512,
         )
-        arrivals, tokens, finish = [], 0, ""
+        arrivals, tokens, finish, text = [], 0, "", ""
         for chunk in raw.parse():
             arrivals.append(time.monotonic() - began)
+            if begun is not None:
+                begun.set()
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
             finish = next((choice.finish_reason for choice in chunk.choices if choice.finish_reason), finish)
-        return Answer("acme", "stream", _trace(raw.headers), tokens, finish, tuple(arrivals))
+        trace, is_right = _trace(raw.headers), text == _LONG_ANSWER
+        return Answer("acme", "stream", trace, tokens, finish, tuple(arrivals), is_right=is_right)
 
     def whole(self) -> Answer:
         """An answer in one piece."""

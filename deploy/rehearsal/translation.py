@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 __all__ = ["Translation", "loopback_addresses"]
 
 _OWN = re.compile(r"(?<![\w.])(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?![\w.])")
-_TEMPLATE = re.compile(r"server-template (\S+) \d+ (\S+)")
+_TEMPLATE = re.compile(r"^( *)server-template (\S+) \d+ ([\w-]+):(\d+)(.*)", re.MULTILINE)
 
 
 def loopback_addresses(names: Iterable[str], *, probe_ports: Iterable[int] = (4222, 8080, 9464)) -> dict[str, str]:
@@ -50,11 +50,16 @@ def loopback_addresses(names: Iterable[str], *, probe_ports: Iterable[int] = (42
 
 
 class Translation:
-    """`addresses`: of every service that runs here. `paths` are added as they become known."""
+    """`addresses`: of every service that runs here. `members`: the services that share a name, the first of which
+    stands for all where only one address can be given."""
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
+    def __init__(self, addresses: Mapping[str, str], members: Mapping[str, Sequence[str]] | None = None) -> None:
         self._addresses = dict(addresses)
-        names = "|".join(sorted(map(re.escape, addresses), key=len, reverse=True))
+        self._members = {name: [name] for name in addresses}
+        for name, services in (members or {}).items():
+            if here := [service for service in services if service in addresses]:
+                self._members[name] = here
+        names = "|".join(sorted(map(re.escape, self._members), key=len, reverse=True))
         self._named = re.compile(rf"(?<![\w.-])({names})(?=:\d)")
 
     def address(self, service: str) -> str:
@@ -62,7 +67,7 @@ class Translation:
 
     def text(self, text: str, *, of: str, paths: Mapping[str, str] | None = None) -> str:
         """A value of the environment, an argument, or a configuration of the service `of`."""
-        text = self._named.sub(lambda found: self._addresses[found[1]], text)
+        text = self._named.sub(lambda found: self._addresses[self._members[found[1]][0]], text)
         text = _OWN.sub(self._addresses[of], text)
         if paths:
             targets = "|".join(sorted(map(re.escape, paths), key=len, reverse=True))
@@ -72,7 +77,7 @@ class Translation:
     def haproxy(self, config: str, *, of: str) -> str:
         """HAProxy's configuration: it listens on its own address, and finds servers without DNS."""
         config = re.sub(r"\bbind :(\d+)", rf"bind {self._addresses[of]}:\1", config)
-        config = _TEMPLATE.sub(r"server \g<1>1 \2", config).replace(" resolvers docker init-addr none", "")
+        config = _TEMPLATE.sub(self._servers, config).replace(" resolvers docker init-addr none", "")
         kept: list[str] = []
         for line in config.splitlines():
             server = re.match(r"\s+server \S+ ([\w-]+):\d+", line)
@@ -80,6 +85,11 @@ class Translation:
                 line = f"    # {server[1]} does not run here"
             kept.append(line)
         return self.text("\n".join(kept) + "\n", of=of)
+
+    def _servers(self, template: re.Match[str]) -> str:
+        indent, prefix, name, port, rest = template.groups()
+        members = [self._addresses[service] for service in self._members.get(name, ())]
+        return "\n".join(f"{indent}server {prefix}{number} {at}:{port}{rest}" for number, at in enumerate(members, 1))
 
     def prometheus(self, config: Path, *, of: str, paths: Mapping[str, str], running: Collection[str]) -> str:
         """Prometheus' configuration: targets by address, of services that are running; rules where they are here."""
@@ -92,7 +102,8 @@ class Translation:
                 self.text(target, of=of) for static in job.pop("static_configs", ()) for target in static["targets"]
             ]
             for found in job.pop("dns_sd_configs", ()):
-                targets += [f"{self._addresses[name]}:{found['port']}" for name in found["names"] if name in running]
+                members = [service for name in found["names"] for service in self._members.get(name, ())]
+                targets += [f"{self._addresses[one]}:{found['port']}" for one in members if one in running]
             if targets:
                 jobs.append({**job, "static_configs": [{"targets": targets}]})
         out = StringIO()

@@ -159,7 +159,7 @@ def test_start_order_is_by_health(compose: Compose) -> None:
         for other, condition in service.depends_on.items():
             one_shot = compose.services[other].is_one_shot
             assert condition == ("service_completed_successfully" if one_shot else "service_healthy"), service.name
-    ordered = list(compose.default())
+    ordered = list(compose.selected())
     assert ordered.index("nats") < ordered.index("ledger") < ordered.index("gateway") < ordered.index("proxy")
 
 

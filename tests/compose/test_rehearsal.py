@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
 from deploy.rehearsal.__main__ import rehearsal
 from deploy.rehearsal.checks import CHECKS
+from deploy.rehearsal.failover import FAILOVER_CHECKS
 from deploy.rehearsal.programs import missing
 from deploy.rehearsal.scene import Rehearsal
 
@@ -17,17 +19,33 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    """One stack for all checks, which are in the order of `CHECKS`."""
+@pytest.fixture(scope="class")
+def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    """One stack for all checks of a profile, which are in their own order."""
     directory = tmp_path_factory.mktemp("rehearsal")
     for folder in (directory, *directory.parents[:2]):
         folder.chmod(0o755)  # PostgreSQL runs as another user, who has to get there
-    with rehearsal(directory) as it:
+    with rehearsal(directory, profiles=request.cls.profiles) as it:
         yield it
 
 
-@pytest.mark.parametrize("title", CHECKS)
-def test_the_rehearsed_stack(title: str, rehearsed: Rehearsal) -> None:
-    """Each check finds nothing wrong."""
-    assert CHECKS[title](rehearsed) == []
+class TestDefault:
+    """What `docker compose up` starts."""
+
+    profiles: ClassVar[tuple[str, ...]] = ()
+
+    @pytest.mark.parametrize("title", CHECKS)
+    def test_nothing_is_wrong(self, title: str, rehearsed: Rehearsal) -> None:
+        """Each check, in order: the later ones kill."""
+        assert CHECKS[title](rehearsed) == []
+
+
+class TestHighAvailability:
+    """The profile ha."""
+
+    profiles: ClassVar[tuple[str, ...]] = ("ha",)
+
+    @pytest.mark.parametrize("title", FAILOVER_CHECKS)
+    def test_whoever_dies_streams_go_on(self, title: str, rehearsed: Rehearsal) -> None:
+        """Each check kills one of a kind."""
+        assert FAILOVER_CHECKS[title](rehearsed) == []

@@ -110,7 +110,7 @@ def test_services_that_wait_for_each_other_are_refused(tmp_path: Path) -> None:
     on = "depends_on: {%s: {condition: service_healthy}}"
     file.write_text(f"services: {{a: {{image: x, {on % 'b'}}}, b: {{image: x, {on % 'a'}}}}}\n")
     with pytest.raises(ValueError, match="a > b > a"):
-        load_compose(file).default()
+        load_compose(file).selected()
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,24 @@ def test_a_tree_has_one_root_and_all_parents() -> None:
     assert problems_of_tree([span("1", ""), span("2", "")]) == ["2 roots: span 1, span 2"]
     assert problems_of_tree([span("1", ""), span("3", "2")]) == ["their parent is missing: span 3"]
     assert problems_of_tree([]) == ["0 roots: none"]
+
+
+def test_who_shares_a_name_is_found_by_it() -> None:
+    """As Docker's DNS has it: HAProxy gets a server for each, an address that can be only one is the first's."""
+    members = {"gateway": ["gateway", "gateway-2"], "nats-1": ["nats"]}
+    translation = Translation(_ADDRESSES, members)
+    found = translation.haproxy("  server-template g 16 gateway:8080 check\n", of="proxy").splitlines()
+    assert found == ["  server g1 127.9.9.2:8080 check", "  server g2 127.9.9.3:8080 check"]
+    assert translation.text("nats-1:6222 gateway:80", of="proxy") == "127.9.9.1:6222 127.9.9.2:80"
+
+
+def test_services_of_a_profile_are_members_of_a_name(tmp_path: Path) -> None:
+    """An alias counts only where its service is started."""
+    file = tmp_path / "docker-compose.yml"
+    file.write_text(
+        "services: {a: {image: x, networks: [n]}, b: {image: x, profiles: [p], networks: {n: {aliases: [a]}}}}\n"
+        "networks: {n: {}}\n"
+    )
+    compose = load_compose(file)
+    assert compose.members() == {"a": ["a"]}
+    assert compose.members("p") == {"a": ["a", "b"], "b": ["b"]}
