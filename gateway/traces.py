@@ -54,8 +54,8 @@ class RequestTraces:
         for generation in generations:
             self._open.pop(generation, None)
         span.end()
-        if not generations or span.get_span_context().trace_flags.sampled:
-            return  # everybody recorded it anyway
+        if not generations or not span.can_be_kept:
+            return  # everybody recorded it anyway, or nobody can
         late = partial(self._kept, generations, span)
         if span.is_kept:
             if reached_others:

@@ -17,9 +17,9 @@ import httpx
 import msgspec
 
 from observability.errors import JaegerUnreadable
-from observability.span_store import REQUEST_ID, Scalar, Span, SpanEvent, of_request
+from observability.span_store import MOST_LINKED, REQUEST_ID, Scalar, Span, SpanEvent, of_request
 
-__all__ = ["find_in_jaeger"]
+__all__ = ["find_in_jaeger", "find_linked_in_jaeger"]
 
 # Its root is the gateway's; a choice of several has spans of its own behind it; one that never got there has these.
 _SERVICES = ("headgate-gateway", "headgate-scheduler", "headgate-admission")
@@ -96,8 +96,7 @@ def find_in_jaeger(url: str, request_id: str, *, timeout_s: float = _TIMEOUT_S) 
 
     :raises JaegerUnreadable: it does not answer, or not as a Jaeger.
     """
-    # Proxies of the environment are for the world outside.
-    with httpx.Client(base_url=f"{url.rstrip('/')}/", timeout=timeout_s, trust_env=False) as http:
+    with _client(url, timeout_s) as http:
         now_us = int(time.time() * 1e6)
         query: dict[str, str | int] = {
             "tags": msgspec.json.encode({REQUEST_ID: request_id}).decode(),
@@ -115,6 +114,26 @@ def find_in_jaeger(url: str, request_id: str, *, timeout_s: float = _TIMEOUT_S) 
             if spans:
                 return sorted(spans, key=lambda span: (span.start_unix_ns, span.end_unix_ns))
     return []
+
+
+def find_linked_in_jaeger(url: str, spans: Iterable[Span], *, timeout_s: float = _TIMEOUT_S) -> list[Span]:
+    """As `find_linked`, from a Jaeger. Blocks.
+
+    :raises JaegerUnreadable: as `find_in_jaeger`.
+    """
+    wanted = {link for span in spans for link in span.links}
+    with _client(url, timeout_s) as http:
+        traces = [
+            trace
+            for trace_id in sorted({link.partition("-")[0] for link in wanted})[:MOST_LINKED]
+            for trace in _get(http, f"api/traces/{trace_id}", {}, missing_ok=True)
+        ]
+    return [span for trace in traces for span in _spans(trace) if f"{span.trace_id}-{span.span_id}" in wanted]
+
+
+def _client(url: str, timeout_s: float) -> httpx.Client:
+    # Proxies of the environment are for the world outside.
+    return httpx.Client(base_url=f"{url.rstrip('/')}/", timeout=timeout_s, trust_env=False)
 
 
 def _get(http: httpx.Client, path: str, query: Mapping[str, str | int], *, missing_ok: bool = False) -> list[_Trace]:

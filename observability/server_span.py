@@ -66,6 +66,11 @@ class ServerSpan:
         """Its ids, and whether it was sampled at its start."""
         return self._context
 
+    @property
+    def can_be_kept(self) -> bool:
+        """It was not sampled, and there is somewhere to record it."""
+        return self._recorder.exports and not self._context.trace_flags.sampled
+
     def set_attribute(self, name: str, value: AttributeValue) -> None:
         """Until `end`."""
         self._attributes[name] = value

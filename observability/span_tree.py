@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from observability.span_store import REQUEST_ID, Scalar, Span
 
@@ -14,18 +14,20 @@ _LONGEST_VALUE = 80
 _GAP = "  "
 
 
-def render_tree(spans: Sequence[Span]) -> str:
+def render_tree(spans: Sequence[Span], linked: Sequence[Span] = ()) -> str:
     """A line a span (name, process, offset from the start of the first, duration, attributes), a line an event below
     it.
 
     Children are in the order of their starts. A span whose parent is not among `spans` is a root: that of the gateway
-    is, when the caller began the trace. Empty for no spans.
+    is, when the caller began the trace. `linked` are shown below the spans that link to them: steps of a scheduler.
+    Empty for no spans.
     """
     if not spans:
         return ""
     start = min(span.start_unix_ns for span in spans)
     end = max(span.end_unix_ns for span in spans)
-    rows = [row for trunk, span in _walk(spans) for row in _rows(trunk, span, start)]
+    targets = {f"{span.trace_id}-{span.span_id}": span for span in linked}
+    rows = [row for trunk, span in _walk(spans) for row in _rows(trunk, span, start, targets)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     # That of a choice begins with that of its request.
     request = min((span.request_id for span in spans if span.request_id), key=len, default="")
@@ -62,17 +64,23 @@ def _walk(spans: Sequence[Span]) -> Iterator[tuple[tuple[str, str], Span]]:
     yield from below("", "")
 
 
-def _rows(trunk: tuple[str, str], span: Span, start: int) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(
+    trunk: tuple[str, str], span: Span, start: int, targets: Mapping[str, Span]
+) -> Iterator[tuple[str, str, str, str, str]]:
     branch, stem = trunk
     details = _attributes(span.attributes)
     if span.error:
         details = f"ERROR: {span.error}{_GAP}{details}"
-    if span.links:
-        details += f"{_GAP}links={len(span.links)}"
+    found = [targets[link] for link in span.links if link in targets]
+    if len(found) < len(span.links):
+        details += f"{_GAP if details else ''}links={len(span.links)}"
     process = f"{span.role}/{span.instance}"
     yield branch + span.name, process, _offset(span.start_unix_ns, start), f"{span.duration_ms:.1f} ms", details
     for event in span.events:
         yield f"{stem}· {event.name}", "", _offset(event.unix_ns, start), "", _attributes(event.attributes)
+    for one in sorted(found, key=lambda one: one.start_unix_ns):
+        duration = f"{one.duration_ms:.1f} ms"
+        yield f"{stem}⇢ {one.name}", "", _offset(one.start_unix_ns, start), duration, _attributes(one.attributes)
 
 
 def _offset(unix_ns: int, start: int) -> str:

@@ -26,7 +26,8 @@ from observability.errors import BadSampleRatio
 from observability.held import HeldSpans
 from observability.recorder import MOST_EVENTS, MOST_LINKS, Event, Recorder
 from observability.server_span import ServerSpan
-from observability.span_store import REQUEST_ID, SqliteSpanExporter
+from observability.span_exporter import SqliteSpanExporter
+from observability.span_store import REQUEST_ID
 from observability.traceparent import format_traceparent, is_marked, parse_traceparent
 
 __all__ = ["MOST_EVENTS", "MOST_LINKS", "REQUEST_ID", "Event", "Tracing", "setup_tracing"]

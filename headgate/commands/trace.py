@@ -13,8 +13,8 @@ from headgate.commands.options import data_option
 from headgate.errors import HeadgateError
 from headgate.output import print_json
 from observability.errors import ObservabilityError
-from observability.jaeger import find_in_jaeger
-from observability.span_store import Span, find_trace
+from observability.jaeger import find_in_jaeger, find_linked_in_jaeger
+from observability.span_store import Span, find_linked, find_trace
 from observability.span_tree import render_tree
 
 __all__ = ["command"]
@@ -51,7 +51,8 @@ def command(request_id: str, wait: float, url: str | None, data: str, as_json: b
     if as_json:
         print_json(spans)
     else:
-        click.echo(render_tree(spans))
+        steps = find_linked_in_jaeger(url, spans) if url else find_linked(Path(data), spans)
+        click.echo(render_tree(spans, steps))
 
 
 def _find(read: Callable[[], list[Span]], wait_s: float) -> list[Span]:

@@ -10,7 +10,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
 from observability.errors import SpanStoreUnreadable
-from observability.span_store import REQUEST_ID, Span, SpanEvent, SqliteSpanExporter, find_trace
+from observability.span_exporter import SqliteSpanExporter
+from observability.span_store import REQUEST_ID, Span, SpanEvent, find_trace
 from observability.span_tree import render_tree
 
 WRITER = """
@@ -70,7 +71,7 @@ def test_a_directory_that_cannot_be_written_costs_spans_and_nothing_else(
 
 def test_a_store_that_was_locked_for_long_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch of that time is lost, the next one is written."""
-    monkeypatch.setattr("observability.span_store._BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("observability.span_exporter.BUSY_TIMEOUT_S", 0.01)
     exporter = SqliteSpanExporter(tmp_path, role="role", instance="i")
     _export(exporter, 1, "before")
     blocker = sqlite3.connect(tmp_path / "spans.db", isolation_level=None)
@@ -158,3 +159,14 @@ def test_no_spans_no_tree() -> None:
 def test_spans_that_name_each_other_as_parent_do_not_hang_the_tree() -> None:
     """A store may hold anything; the walk ends."""
     assert "a" in render_tree([_span("a", "1", "", 0, 1), _span("b", "2", "2", 0, 1)])
+
+
+def test_the_tree_shows_the_steps_that_a_span_links_to() -> None:
+    """What is not found is counted."""
+    step = _span("step", "9" * 16, "", 40, 43, trace_id="cd" * 16, attributes={"headgate.rows": 3})
+    links = [f"{'cd' * 16}-{'9' * 16}", f"{'ef' * 16}-{'8' * 16}"]
+    tree = render_tree([_span("decode", "1", "", 10, 100, links=links)], [step])
+    assert tree.splitlines()[1:] == [
+        "decode     gateway/g   +0.0  90.0 ms  links=2",
+        "   ⇢ step             +30.0   3.0 ms  rows=3",
+    ]
