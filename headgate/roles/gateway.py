@@ -83,7 +83,7 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
             processes=processes,
             workers=actor.view.workers,
             live=hub,
-            spans=span_source(settings.data_dir),
+            spans=span_source(settings.data_dir, jaeger_url=settings.jaeger_url),
         ),
         gateway=context.instance,
     )
