@@ -57,7 +57,13 @@ async def guarded(transport: NatsTransport, name: str, operation: Awaitable[T]) 
         if refused:
             raise Forbidden(f"this role may not use {refused[0]}") from None
         raise
-    except (TimeoutError, nats_errors.TimeoutError, nats_errors.NoRespondersError, js_errors.ServiceUnavailableError):
+    except (
+        TimeoutError,
+        nats_errors.TimeoutError,
+        nats_errors.NoRespondersError,
+        js_errors.NoStreamResponseError,  # no server leads the stream: a cluster elects one
+        js_errors.ServiceUnavailableError,
+    ):
         raise StoreUnavailable(f"JetStream did not answer for {name!r} in {transport.store_timeout_s} s") from None
     except (nats_errors.ConnectionClosedError, nats_errors.OutboundBufferLimitError, OSError) as error:
         raise StoreUnavailable(f"no connection to JetStream for {name!r}: {error!r}") from None
