@@ -59,7 +59,7 @@ class Life:
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
         self.cached_tokens = 0
-        self.chunks = 0
+        self.chunks = 0  # before the first token
         self.told_chunks: list[tuple[float, int, int, float]] = []  # (at, step, tokens, seconds of the step)
         self.incidents: list[tuple[float, str, Mapping[str, AttributeValue]]] = []
         self.steps: list[tuple[float, str]] = []  # (at, traceparent) of sampled steps that it ran in
@@ -69,7 +69,7 @@ class Life:
 
     def chunk(self, at: float, step: int, tokens: int, step_s: float) -> None:
         """A step computed so many tokens of its prompt, or computed them again."""
-        self.chunks += 1
+        self.chunks += self.first_token_at is None
         if len(self.told_chunks) < MOST_CHUNKS:
             self.told_chunks.append((at, step, tokens, step_s))
 

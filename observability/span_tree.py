@@ -98,5 +98,9 @@ def _value(value: Scalar | list[Scalar]) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ",".join(map(_value, value))
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = _number(value) if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"

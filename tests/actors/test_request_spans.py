@@ -126,6 +126,7 @@ def test_what_happened_is_told_by_the_phase_in_which_it_did(tracing: Tracing, ex
     assert found["queue"].start_time == 5_500_000_000
     assert found["decode"].end_time == 10_000_000_000
     assert (found["decode"].attributes or {})["headgate.preemptions"] == 2
+    assert (found["prefill"].attributes or {})["headgate.chunks"] == 2
 
 
 def test_chunks_beyond_a_bound_are_counted_alone(tracing: Tracing, exported: InMemorySpanExporter) -> None:
