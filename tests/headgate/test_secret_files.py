@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 from click.testing import CliRunner
 
-from actors.runtime import Forbidden, NatsTransport, StoreUnavailable
+from actors.runtime import LEASE_TTL_S, Forbidden, Lease, NatsTransport, Node, StoreUnavailable
 from gateway.secrets import load_secrets
 from headgate.__main__ import main
 from headgate.nats import PERMISSIONS, find_binary, open_transport, provision
@@ -152,7 +152,7 @@ async def test_a_nats_server_takes_the_config_and_knows_every_role(tmp_path: Pat
 
 
 async def test_three_servers_are_one_cluster_that_keeps_everything_three_times(tmp_path: Path) -> None:
-    """With routes by a password of their own; provisioning waits for a leader, and adds replicas to what exists."""
+    """Provisioning waits for a leader, and adds replicas to what exists; the death of a server costs nobody a lease."""
     hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
     secrets("init", "--dir", str(tmp_path), "--cluster", ",".join(hosts))
     config = json.loads((tmp_path / "nats.conf").read_text())
@@ -183,10 +183,37 @@ async def test_three_servers_are_one_cluster_that_keeps_everything_three_times(t
                 info = await transport.js.stream_info(name)
                 assert info.config.num_replicas == 3
             await tried(lambda: _written(transport))
-            os.kill(servers[0].pid, signal.SIGKILL)
+            leases = (await transport.js.stream_info("KV_leases")).cluster
+            led_by = leases.leader if leases else None
+            dead = next(server for server, host in zip(servers, hosts, strict=True) if led_by == f"n-{host}")
+            await _keeps_its_lease(url.replace("admin@", "worker@"), tmp_path / "nats-worker", without=dead)
             assert await tried(lambda: _read(transport)) == b"1"
         finally:
             await transport.close()
+
+
+async def _keeps_its_lease(url: str, password: Path, *, without: asyncio.subprocess.Process) -> None:
+    """The server that leads the leases dies: until another is elected none is renewed, and none is lost."""
+    transport = open_transport(url, password=password.read_text().strip(), on_stale=lambda: None)
+    async with await Node.connect(transport, role="worker", instance="w0") as node:
+        lease = Lease(node, "worker.w0", "w0", ttl_s=LEASE_TTL_S)
+        await lease.acquire()
+        bucket = await transport.bucket("leases")
+        keeping = asyncio.create_task(lease.keep())
+        os.kill(without.pid, signal.SIGKILL)
+        await without.wait()
+
+        async def revision() -> int:
+            entry = await bucket.get("worker.w0")
+            return entry.revision if entry else 0
+
+        before = await tried(revision)
+        async with asyncio.timeout(20):
+            while await tried(revision) == before:
+                assert not keeping.done(), keeping.exception()
+                await asyncio.sleep(0.1)
+        assert lease.is_held
+        keeping.cancel()
 
 
 async def tried(operation: Callable[[], Awaitable[T]]) -> T:
