@@ -29,8 +29,10 @@ TENANTS = {
     "acme": Tenant(
         name="acme", contract=Contract(tier="priority", ttft_ms=1000, tpot_ms=40, attainment=0.95, weight=4)
     ),
-    "globex": Tenant(name="globex", contract=Contract(tier="default", ttft_ms=3000, tpot_ms=60, weight=2)),
-    "initech": Tenant(name="initech", contract=Contract(tier="default", ttft_ms=6000, weight=1)),
+    "globex": Tenant(
+        name="globex", contract=Contract(tier="default", ttft_ms=3000, tpot_ms=60, attainment=0.95, weight=2)
+    ),
+    "initech": Tenant(name="initech", contract=Contract(tier="default", ttft_ms=6000, attainment=0.9, weight=1)),
     "nightly": Tenant(name="nightly", contract=Contract(tier="flex")),
 }
 _WEIGHTS = (4, 3, 2, 3)

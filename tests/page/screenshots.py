@@ -9,21 +9,24 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent.parent / "stack")]
 
-from page_support import SLOTS, STEP_MS, Load, browser, open_page, tenants_of  # noqa: E402
+from page_support import Load, browser, open_page, tenants_of  # noqa: E402
 from stack_support import Stack  # noqa: E402
 
 _IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
-_WARM_UP_S = 25.0
+_WARM_UP_S = 170.0
+_SLOTS, _KV_MIB, _TIMES = 16, 16, 2.6
 
 
 def main(images: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        stack = Stack(Path(scratch) / "data", "--device", "mock", "--slots", str(SLOTS), "--mock-step-ms", str(STEP_MS))
+        data = Path(scratch) / "data"
+        stack = Stack(data, "--device", "mock", "--slots", str(_SLOTS), "--kv-mib", str(_KV_MIB))
         stack.start()
         try:
             keys = tenants_of(stack)
             key = (stack.data / "admin.key").read_text().strip()
-            with Load(stack, keys, times=1.6, seconds=600.0), browser() as started:
+            load = Load(stack, keys, times=_TIMES, seconds=600.0, outputs=120, prompts=(20, 500), slots=_SLOTS)
+            with load, browser() as started:
                 begun = time.monotonic()
                 with open_page(started, height=1010) as visit:
                     visit.sign_in(stack.admin_url, key)

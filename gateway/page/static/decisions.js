@@ -74,7 +74,7 @@ function why(decision) {
     }
     if (decision.predicted_tpot_ms !== null) parts.push(`then ${ms(decision.predicted_tpot_ms)} a token`);
     if (decision.deferred_ms) parts.push(`waited ${ms(decision.deferred_ms)}`);
-    return [h("span", { class: "message" }, parts.join(", ") || "at once"), h("span", { class: "muted" }, ` · ${size}`)];
+    return [h("span", { class: "message" }, parts.join(", ") || "at once", h("span", { class: "muted" }, ` · ${size}`))];
   }
   const retry = decision.retry_after_ms === null ? "" : ` · come back in ${ms(decision.retry_after_ms)}`;
   return [

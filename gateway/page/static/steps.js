@@ -109,17 +109,17 @@ function tokenChart() {
   const bar = (label, name) => ({
     type: "bar", label, backgroundColor: colour(name), stack: "tokens", barPercentage: 1, categoryPercentage: 1, data: [],
   });
-  return chart("steps-tokens", [bar("prefill", "prefill"), bar("decode", "decode")], { stacked: true, title: "tokens" });
+  return chart("steps-tokens", [bar("prefill", "prefill"), bar("decode", "decode")], true);
 }
 
 function timeChart() {
   const line = (label, more) => ({ type: "line", label, pointRadius: 0, data: [], spanGaps: false, ...more });
   const actual = line("actual", { borderColor: colour("ink"), borderWidth: 1, fill: true, backgroundColor: colour("free"), order: 2 });
   const predicted = line("predicted", { borderColor: colour("accent"), borderWidth: 1.5, borderDash: [4, 3], order: 1 });
-  return chart("steps-time", [actual, predicted], { stacked: false, title: "ms" });
+  return chart("steps-time", [actual, predicted], false);
 }
 
-function chart(id, datasets, { stacked, title }) {
+function chart(id, datasets, stacked) {
   const ink = colour("muted");
   const made = new Chart(byId(id), {
     data: { labels: [], datasets },
@@ -141,7 +141,6 @@ function chart(id, datasets, { stacked, title }) {
           border: { display: false },
           grid: { color: colour("line") },
           ticks: { color: ink, maxTicksLimit: 5, font: { size: 10 } },
-          title: { display: true, text: title, color: ink, font: { size: 10 } },
         },
       },
     },
