@@ -4,7 +4,7 @@
 
 Unwatched, all that remains is what a step, a decision and an end add to their journals: measured by itself, and set
 against 40 full steps and 100 requests a second. Watched is the CPU time of each role of a whole stack on the mock
-device, from /proc, under a steady load (64 streams of long answers, and ten refusals a second), while nobody, one and
+device, from /proc, under a steady load (24 streams of long answers, and ten refusals a second), while nobody, one and
 eight viewers look; messages of the view on the bus are counted beside it.
 """
 
@@ -41,6 +41,7 @@ GOAL_UNWATCHED_PERCENT = 1.0
 STEPS_PER_S = 40
 REQUESTS_PER_S = 100
 _SLOTS = 64
+_STREAMS = 24  # whose longest answers fit into the KV cache together, so that none waits
 _WINDOW_S = 8.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -57,7 +58,7 @@ def main() -> None:
         "goal_unwatched_percent_of_a_core": GOAL_UNWATCHED_PERCENT,
         "journals": journals,
         "stack": watched,
-        "goal_is_met": unwatched <= GOAL_UNWATCHED_PERCENT and not any(watched["nobody"]["messages"].values()),
+        "goal_is_met": unwatched <= GOAL_UNWATCHED_PERCENT and not any(watched["nobody again"]["messages"].values()),
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
@@ -126,7 +127,7 @@ async def measured_stack(stack: Headgate, data: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with _counted(data) as counts, _load(stack):
         await asyncio.sleep(5.0)
-        for name, viewers in {"nobody": 0, "one viewer": 1, "eight viewers": 8}.items():
+        for name, viewers in {"nobody": 0, "one viewer": 1, "eight viewers": 8, "nobody again": 0}.items():
             async with _viewers(stack, data, viewers) as received:
                 await asyncio.sleep(4.0)  # those of before have been forgotten by then
                 counts.clear()
@@ -181,7 +182,7 @@ async def _counted(data: Path) -> AsyncIterator[Counter[str]]:
 
 @asynccontextmanager
 async def _load(stack: Headgate) -> AsyncIterator[None]:
-    """64 streams that never end, and ten requests a second that a limit refuses."""
+    """24 streams that never end, and ten requests a second that a limit refuses."""
     stack.ask("POST", "tenants", {"name": "limited", "tier": "default", "rpm": 1})
     limited = stack.ask("POST", "keys", {"tenant": "limited"})["key"]
     url = f"http://127.0.0.1:{stack.port}/v1/chat/completions"
@@ -202,7 +203,7 @@ async def _load(stack: Headgate) -> AsyncIterator[None]:
                 await http.post(url, json={**body, "max_tokens": 5}, headers={"authorization": f"Bearer {limited}"})
                 await asyncio.sleep(0.1)
 
-        tasks = [asyncio.create_task(long()) for _ in range(_SLOTS)] + [asyncio.create_task(refused())]
+        tasks = [asyncio.create_task(long()) for _ in range(_STREAMS)] + [asyncio.create_task(refused())]
         try:
             yield
         finally:
