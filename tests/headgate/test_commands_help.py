@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from headgate.__main__ import COMMANDS, main
 from headgate.client_options import Duration, Instant
 
-OURS = ["tenants", "keys", "usage", "trace"]
+OURS = ["tenants", "keys", "top", "usage", "audit", "trace"]
 LEAVES = [
     ["tenants", "create"],
     ["tenants", "show"],
@@ -22,7 +22,9 @@ LEAVES = [
     ["keys", "list"],
     ["keys", "rotate"],
     ["keys", "revoke"],
+    ["top"],
     ["usage"],
+    ["audit"],
     ["trace"],
 ]
 
