@@ -13,6 +13,7 @@ import openai
 import pytest
 from stack_support import BACK_S, Answer, Blocks, Stack, Tenant, asking, counting, eventually
 
+from actors.runtime import LEASE_TTL_S
 from demo.tasks import Task
 
 #: Far enough into their answers that something would be lost, and far from the end.
@@ -82,7 +83,7 @@ async def stop_for(stack: Stack, role: str, until: Callable[[], Awaitable[object
         os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3.5])
+@pytest.mark.parametrize("seconds", [0.0, 3.5, LEASE_TTL_S * 2 / 3])
 async def test_streams_go_on_when_a_worker_stalls(
     stack: Stack, tenant: Tenant, seconds: float, pauses: dict[str, int]
 ) -> None:
