@@ -41,7 +41,8 @@ compose-secrets: setup .env
 
 compose-secrets-ha: setup .env
 	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3
-	grep -q '^HEADGATE_NATS_REPLICAS=' .env || echo 'HEADGATE_NATS_REPLICAS=3' >> .env
+	grep -q '^HEADGATE_NATS_REPLICAS=' .env || printf '%s\n' 'HEADGATE_NATS_REPLICAS=3' \
+		'HEADGATE_NATS_MONITOR=http://nats:8222,http://nats-2:8222,http://nats-3:8222' >> .env
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
 
 .env:

@@ -23,6 +23,11 @@ __all__ = ["ENVIRONMENT", "Stage"]
 
 #: The .env of the rehearsal: every trace is kept, since one of them is looked at; one thread, since cores are shared.
 ENVIRONMENT = {"HEADGATE_SAMPLE_RATIO": "1.0", "HEADGATE_THREADS": "1"}
+#: What `make compose-secrets-ha` adds to it.
+_CLUSTERED = {
+    "HEADGATE_NATS_REPLICAS": "3",
+    "HEADGATE_NATS_MONITOR": "http://nats:8222,http://nats-2:8222,http://nats-3:8222",
+}
 
 _RECEIVER = "otel-collector"
 _SECRETS = "/run/secrets"
@@ -40,7 +45,7 @@ class Stage:
         self.root = root
         self.directory = directory
         self._cluster = ("nats-1", "nats-2", "nats-3") if "ha" in profiles else ()
-        environment = {**ENVIRONMENT, "HEADGATE_NATS_REPLICAS": str(max(1, len(self._cluster)))}
+        environment = {**ENVIRONMENT, **(_CLUSTERED if self._cluster else {})}
         self.compose: Compose = load_compose(root / "docker-compose.yml", environment)
         self._selected = self.compose.selected(*profiles)
         self.services: dict[str, Running] = {}
