@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -46,7 +47,7 @@ _WINDOW_S = 8.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def main() -> None:
+def main() -> int:
     journals = measured_journals()
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--slots", str(_SLOTS), "--sample-ratio", "0"]
@@ -62,6 +63,7 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
+    return 0 if results["goal_is_met"] else 1
 
 
 # --- the journals by themselves
@@ -239,4 +241,4 @@ async def _viewers(stack: Headgate, data: Path, count: int) -> AsyncIterator[Cou
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
