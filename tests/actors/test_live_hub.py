@@ -21,12 +21,11 @@ from gateway.live.hub import MOST_VIEWERS, LiveHub
 from policies.vocabulary import Contract, Tenant
 
 
-def hub_of(stack: VirtualStack) -> LiveHub:
+def hub_of(stack: VirtualStack, node: Node | None = None) -> LiveHub:
     clock = asyncio.get_running_loop().time
-    gateway = stack.gateway
     return LiveHub(
-        gateway.node,
-        view=gateway.view,
+        node or stack.gateway.node,
+        view=stack.gateway.view,
         tenants=lambda: sorted(stack.tenants.values(), key=lambda tenant: tenant.name),
         models={MODEL: None},
         clock=clock,
@@ -183,6 +182,59 @@ def test_many_look_for_the_price_of_one_and_too_many_are_refused(tmp_path: Path)
             await asyncio.sleep(30.0)
             assert (ear.facts, len(ear.watching)) == (told, said)
             await node.close()
+            hub.close()
+
+    run(main())
+
+
+def test_two_gateways_show_the_same(tmp_path: Path) -> None:
+    """Whoever comes later asks for all that is kept, and the other takes nothing of it twice."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path) as stack:
+            second = await Node.connect(MemoryTransport(stack.broker), role="gateway", instance="g1")
+            hubs = [hub_of(stack), hub_of(stack, second)]
+            numbers: list[list[int]] = [[], []]
+            async with hubs[0].viewer() as early:
+                numbers[0] += [step.number for step in (await frame_of(early)).steps]
+                await served(stack, request(1))
+                await asyncio.sleep(1.0)
+                async with hubs[1].viewer() as late:
+                    numbers[1] += [step.number for step in (await frame_of(late)).steps]
+                    await served(stack, request(2))
+                    await asyncio.sleep(1.5)
+                    for at, viewer in enumerate((early, late)):
+                        frame = await frame_of(viewer)
+                        numbers[at] += [step.number for step in frame.steps]
+                        assert frame.gateway == f"g{at}"
+            assert numbers[0] == numbers[1] == list(range(1, len(numbers[0]) + 1))
+            assert numbers[0]
+            for hub in hubs:
+                hub.close()
+            await second.close()
+
+    run(main())
+
+
+def test_lost_words_cost_no_step(tmp_path: Path) -> None:
+    """The bus loses a third of all messages: what was missed is asked for again, and comes in order."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path, seed=3) as stack:
+            hub = hub_of(stack)
+            numbers: list[int] = []
+            async with hub.viewer() as viewer:
+                numbers += [step.number for step in (await frame_of(viewer)).steps]
+                for i in range(4):
+                    await served(stack, request(i))
+                    stack.broker.drop = 0.3
+                    for _ in range(12):
+                        numbers += [step.number for step in (await frame_of(viewer)).steps]
+                    stack.broker.drop = 0.0
+                await asyncio.sleep(3.0)
+                numbers += [step.number for step in (await frame_of(viewer)).steps]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert len(numbers) > 100
             hub.close()
 
     run(main())

@@ -136,11 +136,25 @@ async def test_nothing_is_told_while_nobody_looks(stack: Stack) -> None:
         with stack.admin() as admin:
             facts = await asyncio.to_thread(admin.get, "facts")
         assert _DECODER.decode(msgspec.json.encode(facts)).full
+        async with looking(stack) as frames:  # and then goes away without a word
+            assert (await anext(frames)).full
         await eventually(lambda: all(counts.values()), what="everybody tells", timeout_s=2.0)
         await asyncio.sleep(4.0)
         counts.update(dict.fromkeys(counts, 0))
         await asyncio.sleep(3.0)
         assert counts == {"scheduler": 0, "admission": 0, "gateway": 0}
+
+
+async def test_a_viewer_does_not_hold_up_a_stack_that_ends(new_stack: Callable[..., Stack]) -> None:
+    """Its stream ends by itself, in good order."""
+    stack = new_stack("--device", "mock")
+    async with looking(stack) as frames:
+        assert (await anext(frames)).full
+        began = time.monotonic()
+        assert await asyncio.to_thread(stack.stop) == 0
+        assert time.monotonic() - began < 5.0
+        async for _ in frames:
+            pass
 
 
 async def test_spans_of_a_request_are_there_for_its_waterfall(stack: Stack) -> None:
