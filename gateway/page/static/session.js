@@ -28,6 +28,16 @@ async function renew() {
 
 /** The JSON of an answer. Throws a Problem, or a TypeError where the gateway is not reached. */
 export async function api(method, path, body, headers = {}) {
+  try {
+    return await ask(method, path, body, headers);
+  } catch (error) {
+    if (error.code !== "csrf" || method === "GET") throw error;
+    await renew(); // somebody signed in anew in another tab: the cookie is of that session, and so must be the token
+    return ask(method, path, body, headers);
+  }
+}
+
+async function ask(method, path, body, headers) {
   const answer = await fetch(path, {
     method,
     headers: {
