@@ -12,8 +12,10 @@ the rounds is what counts.
 - `5 %`: --sample-ratio 0.05; of the rest the facts are held, in case the request turns out to matter;
 - `100 %`: --sample-ratio 1: every span of every request, to the embedded store.
 
-Since all processes of a stack share a core, requests/s is one over their CPU time a request, which is told too: it is
-measured by the kernel, and depends less on who else uses the machine.
+Since all processes of a stack share a core, requests/s is one over their CPU time a request. That is told too, and
+where Linux's `perf` may count them, their instructions in user space: a busy neighbour changes both less than
+requests/s, and the last hardly at all. Spans of a measurement are stored up to half a second after its end; that time
+is counted with it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 from benchmarks._machine import machine
 from benchmarks._sides import Headgate, pin
@@ -40,6 +46,8 @@ SIDES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "5 %": (("--sample-ratio", "0.05"), {}),
     "100 %": (("--sample-ratio", "1"), {}),
 }
+#: So long after a span's end it is stored.
+_STORED_S = 0.7
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -52,19 +60,52 @@ def cpu_s(stack: Headgate) -> float:
     return ticks / _TICKS_PER_S
 
 
+class Instructions:
+    """Those that processes retire in user space while the context is open. None where they cannot be counted."""
+
+    def __init__(self, pids: list[int], out: Path) -> None:
+        self._pids = pids
+        self._out = out
+        self._perf: subprocess.Popen[bytes] | None = None
+        self.counted: float | None = None
+
+    def __enter__(self) -> Self:
+        if shutil.which("perf") is not None:
+            command = ["perf", "stat", "-x", ",", "-e", "instructions:u", "-o", str(self._out)]
+            self._perf = subprocess.Popen(
+                [*command, "-p", ",".join(map(str, self._pids))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            time.sleep(0.3)  # it attaches to every thread
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._perf is not None:
+            self._perf.send_signal(signal.SIGINT)
+            self._perf.wait(10)
+            lines = self._out.read_text().splitlines() if self._out.exists() else []
+            counts = [line.partition(",")[0] for line in lines if "instructions" in line]
+            if counts and counts[0].isdigit():
+                self.counted = float(counts[0])
+
+
 def measure_once(stack: Headgate, *, requests: int, server: int, client: int) -> dict[str, float]:
     """One measurement of one stack."""
     pin(stack.pids, (server,))
     plan = replace(plan_for(stack, stream=True, cpus=(client,)), requests=requests)
-    before = cpu_s(stack)
-    found = summary(drive(plan))
-    spent = cpu_s(stack) - before
-    # The exporters' part comes up to half a second later, and falls into the next measurement of another stack.
-    return {
+    with tempfile.TemporaryDirectory() as scratch, Instructions(stack.pids, Path(scratch) / "perf") as instructions:
+        before = cpu_s(stack)
+        found = summary(drive(plan))
+        time.sleep(_STORED_S)
+        spent = cpu_s(stack) - before
+    count = requests + plan.warm_up
+    figures = {
         "requests_per_s": found["requests_per_s"],
         "first_p50_ms": found["first_p50_ms"],
-        "cpu_ms_per_request": 1000 * spent / (requests + plan.warm_up),
+        "cpu_ms_per_request": 1000 * spent / count,
     }
+    if instructions.counted is not None:
+        figures["kilo_instructions_per_request"] = instructions.counted / count / 1000
+    return figures
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -106,7 +147,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "ratio_to_off": {
             name: {
                 figure: _ratios([one[name][figure] / one["off"][figure] for one in rounds])
-                for figure in ("requests_per_s", "cpu_ms_per_request")
+                for figure in rounds[0][name]
+                if figure != "first_p50_ms"
             }
             for name in SIDES
             if name != "off"
