@@ -156,3 +156,22 @@ def test_a_wrong_password_is_told_and_not_repeated(server: PostgresServer, tmp_p
     with pytest.raises(LedgerAway, match="password authentication failed") as told:
         PostgresLedger(server.url, password="a-wrong-one").ping()
     assert "a-wrong-one" not in str(told.value)
+
+
+async def test_a_lost_database_is_rebuilt_from_the_streams(server: PostgresServer, connect: Connect) -> None:
+    """Without its consumers the ledger begins at the first record that is kept."""
+    node, gateway, admin = await connect("ledger", "l0"), await connect("gateway", "g0"), await connect("admin")
+    serving = await serve(node, ledger(server))
+    await write(gateway, range(10))
+    await counted(gateway, 10)
+    await node.drain(5.0)
+    await serving
+    server.empty()
+    assert isinstance(admin.transport, NatsTransport)
+    for stream in ("usage", "audit"):
+        await admin.transport.js.delete_consumer(stream, "ledger")
+    again = await connect("ledger", "l0")
+    serving = await serve(again, ledger(server))
+    await counted(gateway, 10)
+    await again.drain(5.0)
+    await serving
