@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ _NATS = ("nats", "nats-2", "nats-3")
 _PAIRS = (("scheduler", "scheduler-standby"), ("admission", "admission-standby"))
 #: Longer than the lease of a scheduler that was killed.
 _TAKEN_OVER_S = 15.0
+_CLIENTS = 4
 
 
 def jetstream_is_kept_by_three(it: Rehearsal) -> list[str]:
@@ -90,13 +92,53 @@ def a_gateway_may_die(it: Rehearsal) -> list[str]:
     return found
 
 
+def a_gateway_may_be_replaced(it: Rehearsal) -> list[str]:
+    """Told to end, it finishes its streams, and the proxy sends whoever comes next to the other one."""
+    found = []
+    for name in ("gateway", "gateway-2"):
+        service = it.stage.services[name]
+        ended, begun = threading.Event(), [threading.Event() for _ in range(_CLIENTS)]
+        with ThreadPoolExecutor(_CLIENTS) as pool:
+            clients = [pool.submit(_streams_until, it, ended, first) for first in begun]
+            for first in begun:
+                first.wait(30.0)
+            service.stop(timeout_s=30.0)
+            ended.set()
+            streams = [problem for client in clients for problem in client.result()]
+        if service.exit_code != 0:
+            found.append(f"{name} ended with {service.exit_code}")
+        found += [f"while {name} was replaced, {problem}" for problem in streams]
+        service.start()
+        service.wait_healthy()
+    return found
+
+
 FAILOVER_CHECKS: Mapping[str, Check] = {
     "JetStream is kept by three": jetstream_is_kept_by_three,
     "one works and one stands by": one_works_and_one_stands_by,
     "a standby takes over in the middle of a stream": standbys_take_over,
     "any NATS server may die": a_nats_server_may_die,
+    "a gateway may be replaced, and no stream is lost": a_gateway_may_be_replaced,
     "a gateway may die": a_gateway_may_die,
 }
+
+
+def _streams_until(it: Rehearsal, ended: threading.Event, begun: threading.Event) -> list[str]:
+    """One stream after the other, until one has begun after the event.
+
+    The client tries again as it does by default: for a quarter of a second the proxy does not know yet that a gateway
+    takes nothing new.
+    """
+    problems: list[str] = []
+    is_last = False
+    while not is_last:
+        is_last = ended.is_set()
+        try:
+            problems += _wrong(it.traffic.stream(begun=begun, retries=2), "of a client that tries again")
+        except Exception as error:
+            problems.append(str(error))
+            begun.set()
+    return problems
 
 
 def _killed_during_stream(it: Rehearsal, name: str) -> list[str]:

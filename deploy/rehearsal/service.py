@@ -122,6 +122,11 @@ class Running:
         self.process.kill()
         self.process.wait()
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return None if self.process is None else self.process.poll()
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """As `docker compose stop`: its signal, then SIGKILL."""
         self.is_wanted = False

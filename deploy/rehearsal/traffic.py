@@ -80,10 +80,10 @@ class Traffic:
         if self._error is not None:
             raise self._error
 
-    def stream(self, *, begun: threading.Event | None = None) -> Answer:
-        """A stream to its end. `begun` is set when its first event is there."""
+    def stream(self, *, begun: threading.Event | None = None, retries: int = 0) -> Answer:
+        """A stream to its end. `begun` is set when its first event is there. Refusals are tried again `retries` times."""
         began = time.monotonic()
-        raw = self._client("acme").chat.completions.with_raw_response.create(
+        raw = self._client("acme", retries=retries).chat.completions.with_raw_response.create(
             model="headgate-demo",
             messages=[{"role": "user", "content": _LONG_PROMPT}],
             stream=True,
@@ -139,11 +139,11 @@ class Traffic:
                 return Answer(tenant, "refused", trace, status=error.status_code, code=str(error.code))
         raise AssertionError(f"{tenant} was served twice")
 
-    def _client(self, tenant: str) -> openai.OpenAI:
+    def _client(self, tenant: str, *, retries: int = 0) -> openai.OpenAI:
         return openai.OpenAI(
             base_url=f"{self._base_url}/v1",
             api_key=self._keys[tenant],
-            max_retries=0,
+            max_retries=retries,
             timeout=60.0,
             http_client=self._http,
         )
