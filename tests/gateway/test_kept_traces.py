@@ -70,11 +70,13 @@ def serve(
     seconds: float = 0.2,
     finish: str = "stop",
     choices: int = 1,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """All that an edge tells of an admitted request."""
     wanted = [request(choice) for choice in range(choices)]
     for one in wanted:
         observer.asked(one, tenant="gold", key="k", stream=True)
+    meanwhile()
     for one in wanted:
         observer.decided(one, Decision(outcome="admitted"), 0.001)
         if ttft_s is not None:
@@ -149,15 +151,13 @@ def test_a_preemption_that_a_scheduler_tells_of_keeps_all_choices_of_the_request
     """However late it is heard; those that it does not have are somebody else's."""
     observer = start(UNSAMPLED)
     if when == "before its end":
-        for choice in range(2):
-            observer.asked(request(choice), tenant="gold", key="k", stream=True)
-        traces.keep(["req-1-1", "other"])
-    serve(observer, choices=2)
-    if when == "after its end":
+        serve(observer, choices=2, meanwhile=lambda: traces.keep(["req-1-1", "other"]))
+    else:
+        serve(observer, choices=2)
         assert spans(tracing, tmp_path) == []
         traces.keep(["req-1-1", "other"])
     assert len(spans(tracing, tmp_path)) == 1
-    assert set(traces.take_to_ask()) == {"req-1-0", "req-1-1"}
+    assert traces.take_to_ask() == ["req-1-0", "req-1-1"]
     assert traces.take_to_ask() == []
 
 
@@ -165,10 +165,7 @@ def test_a_failover_is_an_event_and_keeps_the_trace(
     start: Start, traces: RequestTraces, tracing: Tracing, tmp_path: Path
 ) -> None:
     """Something broke, although the client saw none of it."""
-    observer = start(UNSAMPLED)
-    observer.asked(request(), tenant="gold", key="k", stream=True)
-    traces.happened("req-1-0", "failover", {"headgate.attempt": 2})
-    serve(observer)
+    serve(start(UNSAMPLED), meanwhile=lambda: traces.happened("req-1-0", "failover", {"headgate.attempt": 2}))
     (span,) = spans(tracing, tmp_path)
     assert [event.name for event in span.events] == ["failover", "first_token"]
     assert traces.take_to_ask() == ["req-1-0"]
