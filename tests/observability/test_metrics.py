@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from observability.metrics import (
@@ -9,9 +11,11 @@ from observability.metrics import (
     LedgerMetrics,
     Metrics,
     SchedulerMetrics,
+    Tally,
     TenantLabels,
     WorkerMetrics,
 )
+from observability.metrics.nats_server import NatsServerMetrics, Varz
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -122,3 +126,63 @@ def test_roles_in_one_process_do_not_mix() -> None:
     LedgerMetrics(second).unsettled(2)
     assert _value(first, "headgate_ledger_unsettled") == 1
     assert first.render()[1].startswith("text/plain")
+
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.4"
+
+
+def test_a_sampled_request_is_the_exemplar_of_its_bucket() -> None:
+    """Prometheus asks for OpenMetrics and gets the trace ids of TTFT and TPOT; a request without trace leaves none."""
+    metrics = Metrics("gateway", "g")
+    edge = EdgeMetrics(metrics)
+    common = {"tenant": "t", "tier": "flex", "model": "m", "outcome": "stop", "duration_s": 1.0}
+    edge.finished(**common, ttft_s=0.3, tpot_s=0.02, trace_id="ab" * 16)  # type: ignore[arg-type]
+    edge.finished(**common, ttft_s=0.6, tpot_s=0.02)  # type: ignore[arg-type]
+    body, content_type = metrics.render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    found = {
+        (sample.name, sample.labels["le"]): (sample.exemplar.labels, sample.exemplar.value)
+        for family in open_families(body.decode())  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar
+    }
+    trace = {"trace_id": "ab" * 16}
+    assert found == {
+        ("gen_ai_server_time_to_first_token_seconds_bucket", "0.5"): (trace, 0.3),
+        ("gen_ai_server_time_per_output_token_seconds_bucket", "0.025"): (trace, 0.02),
+        ("headgate_ttft_seconds_bucket", "0.3"): (trace, 0.3),
+        ("headgate_tpot_seconds_bucket", "0.02"): (trace, 0.02),
+    }
+    assert b"trace_id" not in metrics.render()[0]
+
+
+def test_a_refusal_of_a_new_kind_is_a_rise() -> None:
+    """The series of every reason is there before its first refusal, or `rate` would not see that."""
+    metrics = Metrics("admission", "a")
+    decisions = DecisionMetrics(metrics, reasons=["overloaded"])
+    labels = {"decision": "refused", "reason": "overloaded", "tier": "flex"}
+    assert _value(metrics, "headgate_admission_decisions_total", **labels) == 0
+    decisions.decided("refused", "overloaded", tier="flex", retry_after_s=2.0, deferred_s=0.5)
+    assert _value(metrics, "headgate_admission_decisions_total", **labels) == 1
+    assert _value(metrics, "headgate_deferred_seconds_count") == 1
+
+
+def test_a_tally_is_a_histogram() -> None:
+    """Its edges are inclusive, as those of the library; what is above all is in the last."""
+    tally = Tally((1, 2.5))
+    for value in (0.5, 1, 1.1, 2.5, 3):
+        tally.add(value)
+    assert tally.buckets() == [("1.0", 2), ("2.5", 4), ("+Inf", 5)]
+    assert tally.total == pytest.approx(8.1)
+
+
+def test_a_silent_nats_server_is_down_and_has_no_figures() -> None:
+    """What it said before it fell silent is not told as if it were now."""
+    metrics = Metrics("ledger", "l0")
+    nats = NatsServerMetrics(metrics)
+    assert not any(name.startswith("headgate_nats_server") for name, _ in _samples(metrics))
+    nats.told("n1", Varz(connections=7))
+    assert _value(metrics, "headgate_nats_server_connections", server="n1") == 7
+    nats.told("n1", None)
+    assert _value(metrics, "headgate_nats_server_up", server="n1") == 0
+    assert not any(name == "headgate_nats_server_connections" for name, _ in _samples(metrics))

@@ -42,7 +42,8 @@ def test_alerts_fire_on_what_they_are_for_and_on_nothing_else() -> None:
 
 def test_every_alert_is_tested_both_ways() -> None:
     """There is a case in which it fires, and one in which something like it does not fire it."""
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for path in TESTS:
         for case in YAML(typ="safe", pure=True).load(path)["tests"]:
             for check in case.get("alert_rule_test", ()):
