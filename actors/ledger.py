@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -25,7 +26,7 @@ from actors.messages import (
     UsageQuery,
     UsageRows,
 )
-from actors.runtime import Actor, Context, Failed, Node, handles, heartbeat
+from actors.runtime import Actor, Context, Failed, Node, StoreUnavailable, handles, heartbeat
 from actors.usage import (
     AUDIT_STREAM,
     USAGE_STREAM,
@@ -43,6 +44,8 @@ _ACK_WAIT_S = 5.0
 #: So often it is looked whether the database is there, and at least so often a batch is tried again while it is not.
 _PING_S = 2.0
 _AGAIN_AT_MOST_S = 2.0
+#: So often it is asked how much of the streams is not folded yet.
+_LOOK_S = 2.0
 
 
 class Ledger(Actor):
@@ -65,6 +68,7 @@ class Ledger(Actor):
     async def on_start(self, node: Node) -> None:
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "starting" if self._away else "ready"})
         self.every(_PING_S, self._ping)
+        self.every(_LOOK_S, self._look)
         self.spawn(self._fold(USAGE_STREAM))
         self.spawn(self._fold(AUDIT_STREAM))
 
@@ -107,13 +111,21 @@ class Ledger(Actor):
                 await asyncio.sleep(delay_s)
                 delay_s = min(_AGAIN_AT_MOST_S, 2 * delay_s)
 
+    async def _look(self) -> None:
+        """How far behind the streams the ledger is."""
+        for stream in (USAGE_STREAM, AUDIT_STREAM):
+            with contextlib.suppress(StoreUnavailable):
+                self._metrics.lag(stream, await self.node.transport.backlog(stream, self.role))
+
     async def _fold(self, stream: str) -> None:
         """Consume for ever; one transaction a batch."""
         async for batch in self.node.transport.consume(stream, self.role, ack_wait_s=_ACK_WAIT_S):
+            began = time.perf_counter()
             if stream == USAGE_STREAM:
                 await self._kept(partial(self._store.fold_usage, self._readable([entry.payload for entry in batch])))
             else:
                 await self._kept(partial(self._store.fold_audit, [(e.sequence, e.payload.decode()) for e in batch]))
+            self._metrics.folded(stream, records=len(batch), seconds=time.perf_counter() - began)
             for entry in batch:
                 await entry.ack()
             if stream == USAGE_STREAM:
@@ -126,6 +138,7 @@ class Ledger(Actor):
             try:
                 records.append(decode_usage(payload))
             except msgspec.DecodeError as error:
+                self._metrics.unreadable()
                 self._log.error("unreadable usage record", error=str(error), payload=payload.hex())
         return records
 
