@@ -53,7 +53,7 @@ export function showBatch(running, open) {
 }
 
 function batchRow(first, open) {
-  const made = cells(["", "", "wide", "", "", "number", "number"]);
+  const made = cells(["", "named", "wide", "", "", "number", "number"]);
   const button = h("button", { type: "button", class: "link mono", title: `Waterfall of ${first.request}`, onclick: () => open(first.request) }, tail(first.request));
   const bar = shareBar("share progress");
   const prompt = h("span");

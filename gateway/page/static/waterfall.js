@@ -14,16 +14,17 @@ export async function openWaterfall(request) {
   const content = h("div", { role: "status" }, h("p", { class: "muted" }, "Looking for its spans …"));
   let isOpen = true;
   openDialog({ title: `Request ${request}`, content, size: "big", onclose: () => { isOpen = false; } });
+  let drawn = 0;
   for (let tries = 1; isOpen; tries += 1) {
     const spans = await found(request).catch((error) => {
       content.replaceChildren(h("p", { class: "error" }, `The spans cannot be read: ${error.message}`));
       return null;
     });
     if (!isOpen || spans === null) return;
-    if (spans.length > 0) draw(content, spans);
-    const isWhole = spans.some((span) => span.parent_id === "" || !spans.some((other) => other.span_id === span.parent_id));
-    const isOver = isWhole && spans.some((span) => span.kind === "server");
-    if (isOver || tries >= TRIES) {
+    const isSettled = spans.length === drawn && spans.some((span) => span.kind === "server"); // processes write apart
+    if (spans.length > drawn) draw(content, spans);
+    drawn = spans.length;
+    if (isSettled || tries >= TRIES) {
       if (spans.length === 0) content.replaceChildren(h("p", {}, "It has no spans: its trace was not sampled, they are gone from the store, or it still runs."));
       return;
     }
@@ -44,7 +45,8 @@ function draw(content, spans) {
   const start = Math.min(...spans.map((span) => span.start_unix_ns));
   const end = Math.max(...spans.map((span) => span.end_unix_ns));
   const x = (unixNs) => (WIDTH * (unixNs - start)) / Math.max(1, end - start);
-  const detail = h("div", { class: "detail", "aria-live": "polite" });
+  const focused = content.contains(document.activeElement) ? document.activeElement.dataset.span : undefined;
+  const detail = content.querySelector(".detail") ?? h("div", { class: "detail", "aria-live": "polite" });
   const rows = inOrder(spans).map(([span, depth]) => row(span, depth, x, start, (chosen) => show(detail, chosen, start)));
   const columns = ["what", "when", "figure start", "figure"].map((name) => h("col", { class: name }));
   content.replaceChildren(
@@ -55,7 +57,8 @@ function draw(content, spans) {
       h("tbody", {}, ...rows)),
     detail,
   );
-  content.querySelector("tbody button")?.focus();
+  const buttons = [...content.querySelectorAll("tbody button")];
+  (buttons.find((button) => button.dataset.span === focused) ?? buttons[0])?.focus();
 }
 
 /** Spans with their depth, children below their parents, each by time. A span whose parent is missing is a root. */
@@ -81,7 +84,7 @@ function row(span, depth, x, start, choose) {
     s("rect", { class: "track", width: WIDTH, height: 16 }),
     s("rect", { class: span.error ? "span failed" : `span role-${span.role}`, x: Math.min(left, WIDTH - 3), y: 3, width, height: 10 }),
     ...span.events.map((event) => s("rect", { class: "event", x: x(event.unix_ns) - 1, y: 0, width: 2.5, height: 16 })));
-  const name = h("button", { type: "button", class: "link", title: `${span.role} ${span.instance}`, onclick: () => choose(span) }, span.name);
+  const name = h("button", { type: "button", class: "link", "data-span": span.span_id, title: `${span.role} ${span.instance}`, onclick: () => choose(span) }, span.name);
   const indent = h("span", { "aria-hidden": "true" }, "\u00a0".repeat(3 * depth));
   return h("tr", {}, h("th", { scope: "row" }, h("span", { class: "name" }, indent, name, h("small", {}, `\u00a0 ${span.role}`))), h("td", {}, bar),
     h("td", { class: "number start" }, ms((span.start_unix_ns - start) / 1e6)),
