@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,8 +49,8 @@ def command(once: bool, data: str, admin_url: str | None, as_json: bool) -> None
         _print(facts, as_json=as_json)
     elif as_json:
         raise HeadgateError("--json prints one frame: give --once with it")
-    elif not sys.stdout.isatty():
-        raise HeadgateError("stdout is no terminal: give --once to print what is now")
+    elif not sys.stdout.isatty() or Console().is_dumb_terminal:
+        raise HeadgateError("this is no terminal to draw on: give --once to print what is now")
     else:
         _follow(Follower(connect))
 
@@ -69,6 +70,8 @@ def _print(facts: dict[str, object], *, as_json: bool) -> None:
 
 def _follow(follower: Follower) -> None:
     console = Console(highlight=False)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the terminal is to be left as it was then, too
+        signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     follower.start()
     try:
         with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:

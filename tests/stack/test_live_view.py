@@ -275,18 +275,18 @@ def terminal() -> Any:
         one.close()
 
 
-@pytest.mark.parametrize("how", ["q", "ctrl-c"])
+@pytest.mark.parametrize(("how", "code"), [("q", 0), ("ctrl-c", 0), ("terminated", 128 + signal.SIGTERM)])
 async def test_top_ends_on_a_key_and_leaves_the_terminal_as_it_was(
-    stack: Stack, terminal: Callable[..., Terminal], how: str
+    stack: Stack, terminal: Callable[..., Terminal], how: str, code: int
 ) -> None:
-    """q or Ctrl-C, with exit code 0, and without a traceback."""
+    """q or Ctrl-C, with exit code 0, or a signal; without a traceback."""
     top = terminal("top", "--data", str(stack.data))
     await top.shows("workers")
     if how == "q":
         os.write(top.fd, b"q")
     else:
-        top.process.send_signal(signal.SIGINT)
-    assert await top.ended() == 0
+        top.process.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
+    assert await top.ended() == code
     assert "\x1b[?1049l" in top.read()  # back from the alternate screen
     assert "Traceback" not in top.seen
 
