@@ -12,14 +12,19 @@ from typing import Any
 
 from actors.addresses import instance_of
 from actors.admission import AdmissionActor
+from actors.admission_metrics import AdmissionState
 from actors.device_thread import DeviceThread
 from actors.ledger import Ledger
 from actors.ledger_sqlite import SqliteLedger
 from actors.messages import UsageSettled
+from actors.node_metrics import NodeMetrics
 from actors.runtime import Actor, MemoryBroker, MemoryTransport, Node
 from actors.scheduler import SchedulerActor
+from actors.scheduler_metrics import SchedulerState
+from actors.step_metrics import StepMetrics
 from actors.usage import AUDIT_STREAM, AUDIT_SUBJECT, OPENED_SUBJECT, SETTLED_SUBJECT, USAGE_STREAM, encode_usage
 from actors.worker import Worker
+from gateway.state_metrics import GatewayState
 from gateway.streams import GatewayActor
 from gateway.traces import RequestTraces
 from gateway.usage_log import UsageLog
@@ -106,6 +111,8 @@ class VirtualStack:
         self.gateway: GatewayActor
         self.scheduler: SchedulerActor
         self.worker_steps: list[int] = []
+        #: Of the latest process of each name, `role.instance`.
+        self.metrics: dict[str, Metrics] = {}
 
     async def start(self, role: str, instance: str) -> None:
         """Start one role instance, and wait until messages reach it."""
@@ -128,7 +135,8 @@ class VirtualStack:
             await self.kill(*name.split("."))
 
     def _actor(self, role: str, instance: str, node: Node) -> Actor:
-        metrics = Metrics(role, instance)
+        metrics = self.metrics[f"{role}.{instance}"] = Metrics(role, instance)
+        metrics.add(NodeMetrics(node))
         if role == "worker":
             engine = MockEngine(self._spec, vocab_size=VOCABULARY, clock=self._clock, sleep=lambda seconds: None)
             return Worker(
@@ -139,7 +147,9 @@ class VirtualStack:
                 device=VirtualDevice,
             )
         if role == "scheduler":
+            steps = StepMetrics(MODEL)
             self.scheduler = SchedulerActor(
+                observers=(steps,),
                 model=MODEL,
                 config=self._config,
                 metrics=SchedulerMetrics(metrics),
@@ -148,12 +158,16 @@ class VirtualStack:
                 settle=lambda record: self._settle(node, record),
                 clock=self._clock,
             )
+            metrics.add(steps)
+            metrics.add(SchedulerState(self.scheduler, model=MODEL, clock=self._clock))
             return self.scheduler
         if role == "admission":
             decisions = DecisionMetrics(metrics)
-            return AdmissionActor(
+            door = AdmissionActor(
                 tenants=self.tenants, metrics=decisions, tracing=self._tracing(role), clock=self._clock, seed=1
             )
+            metrics.add(AdmissionState(door, tenants=self.tenants, labels=metrics.tenants))
+            return door
         if role == "ledger":
             books = SqliteLedger(self._directory / "usage.db")
             return Ledger(books, metrics=LedgerMetrics(metrics), executor=OnTheSpot())
@@ -164,6 +178,7 @@ class VirtualStack:
         self.gateway = GatewayActor(
             models={}, usage=UsageLog(store, gateway=instance), clock=self._clock, traces=self.traces
         )
+        metrics.add(GatewayState(self.gateway, tenants=self.tenants.values, labels=metrics.tenants))
         return self.gateway
 
     @staticmethod
