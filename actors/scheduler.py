@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ from actors.messages import (
     Where,
     Whereabouts,
 )
+from actors.request_book import RequestBook
 from actors.request_spans import RequestSpans
 from actors.runtime import (
     LEASE_TTL_S,
@@ -64,10 +64,6 @@ from policies.placement import Ask, Placer, ask_of
 from policies.vocabulary import Finish, Request, WorkerLoad
 
 __all__ = ["SchedulerActor"]
-
-#: Ended requests remembered, for late questions about them.
-_KEPT_ENDED = 4096
-_EVERY_ATTEMPT = 2**31
 
 Settle = Callable[[UsageSettled], Coroutine[Any, Any, None]]
 
@@ -123,14 +119,9 @@ class SchedulerActor(Actor):
         self._placer = Placer(placement, report=self._report, used_blocks=self._used_blocks)
         self._draining: set[str] = set()  # workers that are told to end
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
-        self._live: dict[str, Request] = {}  # the newest attempt; it is served, or waits for a worker
-        self._home: dict[str, WorkerLink] = {}  # absent: waits for a worker
-        self._unplaced: deque[str] = deque()
-        self._generated: OrderedDict[str, int] = OrderedDict()  # outputs produced, over all attempts, also of the ended
-        self._over: OrderedDict[str, int] = OrderedDict()  # attempts up to this one are over, or not wanted any more
+        self._book = RequestBook()
+        self._home: dict[str, WorkerLink] = {}  # of the live; absent: waits for a worker
         self._leaving: dict[str, list[asyncio.Future[None]]] = {}
-        self._orphans: set[str] = set()  # their gateway died: we settle
-        self._served: OrderedDict[str, tuple[str, UsageSettled]] = OrderedDict()  # by which gateway; not settled by us
         self._log = structlog.get_logger().bind(model=model)
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -143,7 +134,7 @@ class SchedulerActor(Actor):
     @property
     def unplaced(self) -> list[Request]:
         """Those that wait for any worker."""
-        return [self._live[request_id] for request_id in self._unplaced]
+        return self._book.waiting()
 
     async def on_start(self, node: Node) -> None:
         # A standby waits here, and is not spoken to.
@@ -170,23 +161,21 @@ class SchedulerActor(Actor):
         return Accepted() if ctx.wants_reply else None
 
     def _take(self, request: Request) -> None:
-        live = self._live.get(request.id)
-        if request.attempt <= (live.attempt if live else self._over.get(request.id, 0)):
-            return  # doubled, late, or overtaken by its cancel
-        self._note_generated(request.id, len(request.generated) // 4)
-        self._live[request.id] = request
+        was_live = request.id in self._book.live
+        if not self._book.take(request):
+            return
         self._spans.taken(request, self._clock())
         home = self._home.get(request.id)
         if home is not None:
             self._serve(request, home, self._ask(request))  # the core lets the newer attempt replace the older one
-        elif live is None:
+        elif not was_live:
             self._place(request)
 
     def _place(self, request: Request) -> None:
         ask = self._ask(request)
         worker = self._placer.place(ask)
         if worker is None:
-            self._unplaced.append(request.id)
+            self._book.unplaced.append(request.id)
         else:
             self._serve(request, self._links[worker], ask)
 
@@ -217,18 +206,18 @@ class SchedulerActor(Actor):
     @handles(concurrent=True)
     async def cancel(self, msg: Cancel, ctx: Context) -> Cancelled:
         """Answers when no step in flight touches the request any more: its blocks are free by then."""
-        self._note_over(msg.request, _EVERY_ATTEMPT)
-        if msg.request in self._live:
+        self._book.unwanted(msg.request)
+        if msg.request in self._book.live:
             left = asyncio.get_running_loop().create_future()
             self._leaving.setdefault(msg.request, []).append(left)
             self._withdraw(msg.request)
             await left
-        return Cancelled(request=msg.request, generated=self._generated.get(msg.request, 0))
+        return Cancelled(request=msg.request, generated=self._book.generated(msg.request))
 
     def _withdraw(self, request_id: str) -> None:
         link = self._home.get(request_id)
         if link is None:
-            self._unplaced.remove(request_id)
+            self._book.unplaced.remove(request_id)
             self._ended(request_id)
         else:
             now = self._clock()
@@ -237,8 +226,10 @@ class SchedulerActor(Actor):
 
     @handles
     def where(self, msg: Where, ctx: Context) -> Whereabouts:
-        attempts = [self._live[r].attempt if r in self._live else 0 for r in msg.requests]
-        return Whereabouts(attempts=attempts, generated=[self._generated.get(r, 0) for r in msg.requests])
+        book = self._book
+        return Whereabouts(
+            attempts=[book.attempt(r) for r in msg.requests], generated=[book.generated(r) for r in msg.requests]
+        )
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -292,8 +283,8 @@ class SchedulerActor(Actor):
                 self._metrics.prefix_hit(event.cached_tokens)
 
     def _finished(self, event: Finished, now: float) -> None:
-        self._note_generated(event.request, event.generated)
-        request = self._live.get(event.request)
+        self._book.produced(event.request, event.generated)
+        request = self._book.live.get(event.request)
         if request is None or request.attempt != event.attempt:
             return  # a newer attempt took its place
         if event.finish is Finish.error and event.first_scheduled_at is None and event.request not in self._leaving:
@@ -305,7 +296,7 @@ class SchedulerActor(Actor):
 
     def _shed(self, request: Request) -> None:
         """It never ran, and could not be in time any more."""
-        if request.id in self._orphans:
+        if request.id in self._book.orphans:
             self._ended(request.id)
             return
         self._forget(request.id)
@@ -316,34 +307,18 @@ class SchedulerActor(Actor):
         self._load_changed()
 
     def _ended(self, request_id: str, finish: Finish = Finish.cancelled) -> None:
-        request = self._live[request_id]
-        self._note_over(request_id, request.attempt)
+        orphan = self._book.ended(self._book.live[request_id], finish)
         self._forget(request_id)
         for left in self._leaving.pop(request_id, []):
             if not left.done():
                 left.set_result(None)
-        if request_id in self._orphans:
-            self._orphans.discard(request_id)
-            self.spawn(self._settle(self._usage(request, Finish.cancelled)))
-        else:
-            self._served[request_id] = request.gateway, self._usage(request, finish)
-            if len(self._served) > _KEPT_ENDED:
-                self._served.popitem(last=False)
+        if orphan is not None:
+            self.spawn(self._settle(orphan))
 
     def _forget(self, request_id: str) -> None:
-        self._live.pop(request_id, None)
+        self._book.live.pop(request_id, None)
         self._home.pop(request_id, None)
         self._spans.forget(request_id)
-
-    def _note_over(self, request_id: str, attempt: int) -> None:
-        self._over[request_id] = max(attempt, self._over.pop(request_id, 0))
-        if len(self._over) > _KEPT_ENDED:
-            self._over.popitem(last=False)
-
-    def _note_generated(self, request_id: str, generated: int) -> None:
-        self._generated[request_id] = max(generated, self._generated.pop(request_id, 0))
-        while len(self._generated) > _KEPT_ENDED + len(self._live):
-            self._generated.popitem(last=False)
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -404,9 +379,10 @@ class SchedulerActor(Actor):
         self._draining.discard(instance)
         self._placer.join(instance, attached.spec)
         self._log.info("worker attached", worker=instance, epoch=epoch, blocks=attached.spec.blocks)
-        waiting, self._unplaced = self._unplaced, deque()
-        for request_id in waiting:
-            self._place(self._live[request_id])
+        waiting = self._book.waiting()
+        self._book.unplaced.clear()
+        for request in waiting:
+            self._place(request)
         self._load_changed()
 
     def _worker_died(self, death: Death) -> None:
@@ -429,11 +405,10 @@ class SchedulerActor(Actor):
         """Its requests go to their gateways, which know what their clients have seen, and come again from there."""
         backs: dict[str, HandBack] = {}
         for live in link.core.drop_all():
-            request = live.request
-            self._note_generated(request.id, len(live.generated) // 4)
+            self._book.produced(live.request.id, len(live.generated) // 4)
         for request_id in [r for r, home in self._home.items() if home is link]:
-            request = self._live[request_id]
-            if request_id in self._leaving or request_id in self._orphans:
+            request = self._book.live[request_id]
+            if request_id in self._leaving or request_id in self._book.orphans:
                 self._ended(request_id)
                 continue
             self._spans.handed_back(request_id, self._clock(), "its worker is gone")
@@ -471,10 +446,9 @@ class SchedulerActor(Actor):
 
     def _gateway_died(self, death: Death) -> None:
         """Free what it owned, and settle it: nobody else can."""
-        owned = [request.id for request in self._live.values() if request.gateway == death.instance]
+        owned = self._book.orphaned(death.instance)
         if owned:
             self._log.warning("gateway lost", gateway=death.instance, why=death.reason, requests=len(owned))
-        self._orphans.update(owned)
         self._spans.keep_open(owned)
         for request_id in owned:
             self._withdraw(request_id)
@@ -483,21 +457,8 @@ class SchedulerActor(Actor):
 
     async def _settle_served(self, gateway: str) -> None:
         """What ended here may have been still unread there. Where it was settled already, the ledger knows."""
-        theirs = [usage for owner, usage in self._served.values() if owner == gateway]
-        for usage in theirs:
-            self._served.pop(usage.request, None)
+        for usage in self._book.unsettled(gateway):
             await self._settle(usage)
-
-    def _usage(self, request: Request, finish: Finish) -> UsageSettled:
-        return UsageSettled(
-            request=request.id,
-            prompt_tokens=len(request.prompt) // 4,
-            output_tokens=self._generated.get(request.id, 0),
-            cached_tokens=0,
-            finish=finish.name,
-            attempts=request.attempt,
-            settled_unix_s=time.time(),
-        )
 
     # --- load ---------------------------------------------------------------------------------------------------------
 
@@ -515,9 +476,8 @@ class SchedulerActor(Actor):
         loads = [link.core.load(now, name) for name, link in self._links.items() if name not in self._draining]
         for name, link in self._links.items():
             self._blocks.blocks(model=self._model, worker=name, counts=link.core.block_counts())
-        await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._unplaced)))
+        await self.node.publish(self.role, Load(model=self._model, workers=loads, unplaced=len(self._book.unplaced)))
 
     async def _tell_facts(self, whole: bool) -> None:
-        unplaced = [self._live[request_id] for request_id in self._unplaced]
-        facts = self._reporter.report(self._links.values(), unplaced, self._clock(), whole=whole)
+        facts = self._reporter.report(self._links.values(), self.unplaced, self._clock(), whole=whole)
         await self.node.publish(self.role, facts)
