@@ -54,7 +54,7 @@ class AdmissionReporter:
 
     def waiting(self) -> list[WaitingFacts]:
         """Those that are deferred now."""
-        return self._decisions.waiting()
+        return self._decisions.waiting(self._clock())
 
     async def report(self, *, whole: bool) -> AdmissionFacts:
         """`whole`: with all decisions that are kept. Lets others have their turn meanwhile."""
@@ -66,5 +66,5 @@ class AdmissionReporter:
             tenants += self._tenants.facts(names[at : at + _AT_ONCE], self._clock())
         first, decisions = self._decisions.since(0 if whole else self._told)
         self._told = self._decisions.noted
-        waiting = self._decisions.waiting()
+        waiting = self._decisions.waiting(self._clock())
         return AdmissionFacts(first=first, decisions=decisions, tenants=tenants, waiting=waiting, whole=whole)

@@ -5,11 +5,12 @@ What is kept of a request is what is shown of it: never its prompt.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from itertools import islice
 
 from actors.messages import Decision, DecisionFact, WaitingFacts
 from policies.admission import Defer
+from policies.views import spaced
 from policies.vocabulary import Request
 
 __all__ = ["KEPT_DECISIONS", "DecisionJournal"]
@@ -24,11 +25,12 @@ class DecisionJournal:
         #: Decisions that were noted ever: the number of the newest.
         self.noted = 0
         self._kept: deque[DecisionFact] = deque(maxlen=KEPT_DECISIONS)
-        self._waiting: dict[str, tuple[str, str, int]] = {}  # tenant, model, tier
+        self._waiting: dict[str, tuple[tuple[str, str, int], float | None]] = {}  # of whom, and its latest start
 
     def deferred(self, request: Request, verdict: Defer, unix_s: float) -> None:
         """It is kept waiting; `decided` tells of its end."""
-        self._waiting[request.id] = request.tenant, request.model, request.tier
+        latest = None if request.ttft_s is None else verdict.deadline_s
+        self._waiting[request.id] = (request.tenant, request.model, request.tier), latest
         self._note(
             request,
             unix_s,
@@ -104,7 +106,14 @@ class DecisionJournal:
         count = min(len(self._kept), max(0, self.noted - number))
         return self.noted - count + 1, list(islice(self._kept, len(self._kept) - count, None))
 
-    def waiting(self) -> list[WaitingFacts]:
-        """How many wait, by tenant, model and tier."""
-        counts = Counter(self._waiting.values())
-        return [WaitingFacts(*group, count) for group, count in sorted(counts.items())]
+    def waiting(self, now: float) -> list[WaitingFacts]:
+        """How many wait, by tenant, model and tier, and for how long those with a promise still may. `now` is on the
+        clock of the verdicts."""
+        groups: dict[tuple[str, str, int], list[float | None]] = {}
+        for group, latest in self._waiting.values():
+            groups.setdefault(group, []).append(latest)
+        told = []
+        for group, starts in sorted(groups.items()):
+            slacks = sorted(latest - now for latest in starts if latest is not None)
+            told.append(WaitingFacts(*group, len(starts), len(slacks), spaced(slacks)))
+        return told

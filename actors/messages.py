@@ -404,12 +404,14 @@ class TenantFacts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WaitingFacts(msgspec.Struct, frozen=True, array_like=True):
-    """Requests that admission keeps waiting, of one tenant, model and tier."""
+    """Requests that admission keeps waiting, of one tenant, model and tier. `slacks_s`: as of a TierView."""
 
     tenant: str
     model: str
     tier: int
     count: int
+    promised: int = 0
+    slacks_s: list[float] = []
 
 
 class AdmissionFacts(Message, frozen=True, tag="admission-facts"):

@@ -172,9 +172,19 @@ def report(results: dict[str, Any]) -> str:
         for figure, ratio in ratios.items():
             spread = f"({ratio['least']:.3f} - {ratio['most']:.3f})"
             lines.append(f"  {name} to off, {figure}: {ratio['median']:.3f} {spread}")
-    loss = 1 - results["ratio_to_off"]["5 %"]["requests_per_s"]["median"]
-    lines.append(f"loss at 5 %: {loss:.1%} (goal {GOAL_LOSS:.0%}): {'ok' if loss <= GOAL_LOSS else 'MISSED'}")
+    for what, loss in losses(results).items():
+        lines.append(f"{what}: {loss:.1%} (goal {GOAL_LOSS:.0%}): {'ok' if loss <= GOAL_LOSS else 'MISSED'}")
     return "\n".join(lines)
+
+
+def losses(results: dict[str, Any]) -> dict[str, float]:
+    """What 5 % cost: in requests/s, and by the instructions that a request takes, from which the requests/s of a
+    machine that does nothing else would follow."""
+    ratios = results["ratio_to_off"]["5 %"]
+    found = {"fewer requests/s at 5 %": 1 - ratios["requests_per_s"]["median"]}
+    if "kilo_instructions_per_request" in ratios:
+        found["the same, by instructions"] = 1 - 1 / ratios["kilo_instructions_per_request"]["median"]
+    return found
 
 
 def main() -> int:
@@ -190,7 +200,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(report(results))
-    return int(1 - results["ratio_to_off"]["5 %"]["requests_per_s"]["median"] > GOAL_LOSS)
+    return int(any(loss > GOAL_LOSS for loss in losses(results).values()))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import msgspec
 from policies.order.cost import DeviceCost
 from policies.rows import Place, Row
 
-__all__ = ["CoreView", "RowView", "TierView", "view_rows"]
+__all__ = ["CoreView", "RowView", "TierView", "spaced", "view_rows"]
 
 #: Rows shown at most, of those that run.
 MOST_ROWS = 64
@@ -82,7 +82,7 @@ def view_rows(rows: Iterable[Row], cost: DeviceCost, now: float) -> CoreView:
         shown.append((slack, row))
     shown.sort(key=_by_slack)
     tiers = [
-        TierView(tier, queue[tier], len(slacks.get(tier, ())), _spaced(sorted(slacks.get(tier, ()))))
+        TierView(tier, queue[tier], len(slacks.get(tier, ())), spaced(sorted(slacks.get(tier, ()))))
         for tier in sorted(queue)
     ]
     return CoreView([_row_view(row, slack) for slack, row in shown[:MOST_ROWS]], tiers, owners, running, waiting)
@@ -121,7 +121,7 @@ def _row_view(row: Row, slack: float) -> RowView:
     )
 
 
-def _spaced(values: list[float]) -> list[float]:
+def spaced(values: list[float]) -> list[float]:
     """At most `MOST_SLACKS` of sorted values, evenly spaced, the first and the last among them."""
     count = len(values)
     if count <= MOST_SLACKS:

@@ -161,6 +161,19 @@ def refusals_are_traced(it: Rehearsal) -> list[str]:
     return found
 
 
+def exemplars_lead_to_traces(it: Rehearsal) -> list[str]:
+    """A bucket of the time to the first token names a trace that arrived."""
+    receiver = it.stage.receiver
+    assert receiver is not None
+    series = "gen_ai_server_time_to_first_token_seconds_bucket"
+    try:
+        wait_until(lambda: it.prometheus.exemplar_traces(series), timeout_s=_SOON_S, what="there are exemplars")
+    except TimeoutError as error:
+        return [str(error)]
+    traces = it.prometheus.exemplar_traces(series)
+    return [] if any(receiver.trace(trace) for trace in traces) else [f"none of the traces {sorted(traces)} arrived"]
+
+
 def usage_is_in_postgres(it: Rehearsal) -> list[str]:
     """What clients received is what PostgreSQL has, to the token, and nothing is left unsettled."""
     it.traffic.stop()
@@ -199,6 +212,7 @@ CHECKS: Mapping[str, Check] = {
     "every expression of rules and dashboards returns data": expressions_have_data,
     "a request's spans are one tree with what is promised": traces_are_trees,
     "refusals are traced with their numbers": refusals_are_traced,
+    "exemplars lead to traces": exemplars_lead_to_traces,
     "usage is in PostgreSQL, to the token": usage_is_in_postgres,
     "health checks turn red, and recover": health_turns_red,
     "health checks tell of what is below": health_tells_of_dependencies,

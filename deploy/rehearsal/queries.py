@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class Prometheus:
     def has_data(self, expression: str) -> bool:
         """Whether it returns a series with a number: a quantile or a share of nothing is none."""
         return any(not math.isnan(value) for value in self.values(expression))
+
+    def exemplar_traces(self, series: str, *, seconds: float = 600.0) -> set[str]:
+        """Ids of the traces that the buckets of a histogram name, of the last `seconds`."""
+        now = time.time()
+        asked = {"query": series, "start": f"{now - seconds:.3f}", "end": f"{now + 1:.3f}"}
+        found = self._http.get("/api/v1/query_exemplars", params=asked).raise_for_status().json()
+        exemplars = [exemplar for one in found["data"] for exemplar in one["exemplars"]]
+        return {str(exemplar["labels"].get("trace_id", "")) for exemplar in exemplars}
 
     def rules(self) -> list[str]:
         """Groups whose evaluation went wrong, with the error."""

@@ -81,7 +81,7 @@ class Traffic:
             raise self._error
 
     def stream(self, *, begun: threading.Event | None = None, retries: int = 0) -> Answer:
-        """A stream to its end. `begun` is set when its first event is there. Refusals are tried again `retries` times."""
+        """A stream to its end. `begun` is set when its first event is there. `retries`: of refusals."""
         began = time.monotonic()
         raw = self._client("acme", retries=retries).chat.completions.with_raw_response.create(
             model="headgate-demo",

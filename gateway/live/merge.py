@@ -198,6 +198,8 @@ def _queue(schedulers: Sequence[SchedulerFacts], admissions: Sequence[AdmissionF
         for group in admission.waiting:
             at = group.model, group.tier
             waiting[at] = waiting.get(at, 0) + group.count
+            share = group.promised / max(1, len(group.slacks_s))
+            slacks.setdefault(at, []).extend((slack, share) for slack in group.slacks_s)
     return [
         QueueRow(model=model, tier=Tier(tier).name, waiting=count, slack_ms=_slack(slacks.get((model, tier), [])))
         for (model, tier), count in sorted(waiting.items())

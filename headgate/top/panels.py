@@ -132,7 +132,9 @@ def _decision(row: DecisionRow, *, width: int) -> Text:
         if row.retry_after_ms is not None:
             line.append(f"; retry in {row.retry_after_ms / 1000:.1f} s")
     elif row.outcome == "deferred":
-        line.append(f"{row.reason}: {row.message}" if width >= _WIDE or not row.message else row.message)
+        line.append(f"{row.reason}: {row.message}" if width >= _WIDE else row.reason)
+        if width < _WIDE and row.predicted_ttft_ms is not None:
+            line.append(f", foreseen in {row.predicted_ttft_ms / 1000:.1f} s")
     else:
         if row.reason:
             line.append(f"{row.reason} ")
@@ -182,10 +184,11 @@ def _step_line(name: str, values: Sequence[float], last: str, width: int, style:
 
 
 def _step_bar(step: StepRow, most: float, width: int) -> Text:
-    line = Text(f"{step.worker[:6]:<6} {step.number:>6} ", "dim", no_wrap=True)
+    line = Text(no_wrap=True)
+    line.append(f"{step.worker[:6]:<6} {step.number:>6} ", "dim")
     parts = [(float(step.prefill_tokens), "cyan"), (float(step.decode_tokens), "blue")]
     line.append_text(stacked_bar(parts, width=max(8, width - 44), most=most))
-    line.append(f" {step.prefill_tokens}+{step.decode_tokens} tokens, {step.actual_ms:.1f} ms", "")
+    line.append(f" {step.prefill_tokens}+{step.decode_tokens} tokens, {step.actual_ms:.1f} ms")
     line.truncate(width, overflow="ellipsis")
     return line
 

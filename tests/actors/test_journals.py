@@ -96,9 +96,9 @@ def test_a_deferred_request_has_two_decisions_and_waits_between_them() -> None:
     """With the numbers of each, and never the prompt."""
     journal = DecisionJournal()
     journal.deferred(request("r1"), DEFER, 100.0)
-    assert journal.waiting() == [WaitingFacts("acme", "m", 1, 1)]
+    assert journal.waiting(1.5) == [WaitingFacts("acme", "m", 1, 1, 1, [0.5])]
     journal.decided(request("r1"), Decision(outcome="admitted", predicted_ttft_s=0.3, deferred_s=0.2), 100.2)
-    assert journal.waiting() == []
+    assert journal.waiting(1.7) == []
     first, (kept, final) = journal.since(0)
     assert first == 1
     assert (kept.outcome, kept.reason, kept.predicted_ttft_s, kept.deadline_s) == (

@@ -65,6 +65,13 @@ def test_every_role_of_the_gateways_image_finds_its_libraries_there() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_worker_on_a_cpu_needs_no_triton() -> None:
+    """The worker's image for CPUs is built without it."""
+    code = "import sys; sys.modules['triton'] = None; import headgate.roles.worker, gpu_worker.cpu"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_pins_are_those_of_the_project_without_what_is_left_out() -> None:
     """An extra adds its own; a name that does not exist is an error."""
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,32 @@ def test_every_service_is_told() -> None:
     """By its name."""
     services = load_compose(_ROOT / "docker-compose.yml").services
     assert [name for name in services if not re.search(rf"\b{re.escape(name)}\b", _OPERATIONS)] == []
+
+
+def test_dashboards_find_their_data_sources() -> None:
+    """Every uid that a dashboard names is one that is provisioned, and where they are mounted they are looked for."""
+    provisioning = _ROOT / "deploy" / "grafana" / "provisioning"
+    yaml = YAML(typ="safe", pure=True)
+    sources = yaml.load(provisioning / "datasources" / "headgate.yml")["datasources"]
+    dashboards = list((_ROOT / "observability" / "dashboards").glob("*.json"))
+    named = {uid for path in dashboards for uid in _uids(json.loads(path.read_text()))}
+    assert named <= {source["uid"] for source in sources} | {"-- Grafana --", "grafana"}
+    assert {"prometheus", "jaeger"} == {source["uid"] for source in sources}
+    path = yaml.load(provisioning / "dashboards" / "headgate.yml")["providers"][0]["options"]["path"]
+    mounts = load_compose(_ROOT / "docker-compose.yml").services["grafana"].mounts
+    assert {mount.target: mount.source for mount in mounts}[path] == "./observability/dashboards"
+
+
+def _uids(value: Any) -> Iterator[str]:
+    """Of data sources, wherever they are named."""
+    if isinstance(value, dict):
+        if isinstance(value.get("datasource"), dict) and "uid" in value["datasource"]:
+            yield value["datasource"]["uid"]
+        for item in value.values():
+            yield from _uids(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _uids(item)
 
 
 def test_links_within_the_page_lead_somewhere() -> None:

@@ -40,6 +40,15 @@ class TestDefault:
         assert CHECKS[title](rehearsed) == []
 
 
+    def test_what_has_no_data_is_found(self, rehearsed: Rehearsal) -> None:
+        """An expression of a metric that is not there, and a share of nothing, have none; a wrong one is an error."""
+        assert rehearsed.prometheus.has_data("headgate_up")
+        assert not rehearsed.prometheus.has_data("headgate_no_such_metric")
+        assert not rehearsed.prometheus.has_data("vector(0) / vector(0)")
+        with pytest.raises(ValueError, match="parse error"):
+            rehearsed.prometheus.values("sum(")
+
+
 class TestHighAvailability:
     """The profile ha."""
 

@@ -145,12 +145,14 @@ def test_the_queue_is_by_tier_with_the_slack_of_all_workers() -> None:
             [("gold", 0)],
         )
     ]
-    waiting = [AdmissionFacts(1, [], [], [WaitingFacts("free", "m", 2, 6)])]
+    waiting = [
+        AdmissionFacts(1, [], [], [WaitingFacts("free", "m", 2, 6), WaitingFacts("gold", "m", 0, 2, 2, [-0.9, 0.2])])
+    ]
     priority, flex = frame(schedulers=schedulers, admissions=waiting).queue
     assert (priority.tier, priority.waiting, priority.slack_ms.min, priority.slack_ms.p50) == (
         "priority",
-        103,
-        -500.0,
+        105,
+        -900.0,
         200.0,
     )
     assert (flex.tier, flex.waiting, flex.slack_ms.min) == ("flex", 10, None)
