@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -50,9 +51,15 @@ class Running:
     restarts: int = 0
     is_wanted: bool = False
     started_at: float = 0.0
+    #: Whoever kills, starts, and starts again what ended are on different threads.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
         """Start it, also again. It gets the environment of the compose file, and none of ours."""
+        with self.lock:
+            self._start()
+
+    def _start(self) -> None:
         self.is_wanted = True
         self.started_at = time.monotonic()
         with self.log.open("ab") as log:
@@ -69,9 +76,10 @@ class Running:
 
     def restart_if_ended(self) -> None:
         """What `restart: unless-stopped` means."""
-        if self.is_wanted and self.process is not None and self.process.poll() is not None:
-            self.restarts += 1
-            self.start()
+        with self.lock:
+            if self.is_wanted and self.process is not None and self.process.poll() is not None:
+                self.restarts += 1
+                self._start()
 
     def check(self) -> list[str]:
         """What its health check says is wrong, by running it once; nothing if it is healthy."""
@@ -118,9 +126,10 @@ class Running:
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone. It stays so until it is started."""
         assert self.process is not None
-        self.is_wanted = False
-        self.process.kill()
-        self.process.wait()
+        with self.lock:
+            self.is_wanted = False
+            self.process.kill()
+            self.process.wait()
 
     @property
     def exit_code(self) -> int | None:
@@ -129,7 +138,8 @@ class Running:
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """As `docker compose stop`: its signal, then SIGKILL."""
-        self.is_wanted = False
+        with self.lock:
+            self.is_wanted = False
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(self.stop_signal)

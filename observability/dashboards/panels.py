@@ -30,6 +30,17 @@ Json = dict[str, Any]
 
 _PROMETHEUS: Json = {"type": "prometheus", "uid": "prometheus"}
 _COLUMNS = 24
+#: What fired, and when, across all panels.
+_ALERTS: Json = {
+    "name": "Alerts",
+    "datasource": _PROMETHEUS,
+    "enable": True,
+    "iconColor": "red",
+    "expr": 'ALERTS{alertname=~"Headgate.+",alertstate="firing"}',
+    "step": "60s",
+    "titleFormat": "{{alertname}}",
+    "textFormat": "{{tenant}} {{slo}} {{model}} {{worker}} {{actor}} {{role}}",
+}
 _GREEN, _YELLOW, _RED = "green", "yellow", "red"
 
 
@@ -258,7 +269,7 @@ def dashboard(
             }
         ],
         "templating": {"list": [_variable(variable) for variable in variables]},
-        "annotations": {"list": []},
+        "annotations": {"list": [_ALERTS]},
         "panels": placed,
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -20,12 +22,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="class")
-def rehearsed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    """One stack for all checks of a profile, which are in their own order."""
-    directory = tmp_path_factory.mktemp("rehearsal")
-    for folder in (directory, *directory.parents[:2]):
-        folder.chmod(0o755)  # PostgreSQL runs as another user, who has to get there
-    with rehearsal(directory, profiles=request.cls.profiles) as it:
+def rehearsed(request: pytest.FixtureRequest) -> Iterator[Rehearsal]:
+    """One stack for all checks of a profile, which are in their own order.
+
+    Not below pytest's own directory, which is for one user alone: PostgreSQL runs as another one.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="headgate-rehearsal-") as directory,
+        rehearsal(Path(directory), profiles=request.cls.profiles) as it,
+    ):
         yield it
 
 
@@ -38,7 +43,6 @@ class TestDefault:
     def test_nothing_is_wrong(self, title: str, rehearsed: Rehearsal) -> None:
         """Each check, in order: the later ones kill."""
         assert CHECKS[title](rehearsed) == []
-
 
     def test_what_has_no_data_is_found(self, rehearsed: Rehearsal) -> None:
         """An expression of a metric that is not there, and a share of nothing, have none; a wrong one is an error."""

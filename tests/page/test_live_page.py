@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from page_support import CHROMIUM, SLOTS, STEP_MS, Load, Visit, browser, open_page, tenants_of
+from page_support import CHROMIUM, SLOTS, STEP_MS, TENANTS, Load, Visit, browser, open_page, tenants_of
 from playwright.sync_api import Browser, expect
 from stack_support import Stack
 
@@ -165,81 +165,6 @@ def test_no_other_host_is_asked(visit: Visit, stack: Stack, admin_key: str) -> N
     assert hosts == {stack.admin_url}
 
 
-@pytest.mark.usefixtures("overload")
-def test_an_overload_is_seen_live(operator: Visit) -> None:
-    """All panels show it, and the figures go on changing by themselves."""
-    page = operator.page
-    expect(page.locator("#tenants tr")).to_have_count(4)
-    expect(page.locator("#tenants tr", has_text="acme")).to_contain_text("kept", timeout=20_000)
-    expect(page.locator("#headline-text")).to_contain_text(re.compile("contracts?"))
-    expect(page.locator("#batch tr").first).to_be_visible()
-    expect(page.locator("#workers tr")).to_contain_text("of 8")
-    expect(page.locator("#queue tr").first).to_be_visible()
-    expect(page.locator("#memory")).to_contain_text("in use")
-    expect(page.locator("#steps-note")).to_contain_text("tokens/s")
-    expect(page.locator("#decisions tr").nth(10)).to_be_attached()
-    seen: set[str | None] = set()
-    until = time.monotonic() + 10
-    while len(seen) < 4:
-        assert time.monotonic() < until, "the steps stand still"
-        seen.add(page.locator("#steps-tokens").get_attribute("aria-label"))
-        page.wait_for_timeout(100)
-    painted = page.evaluate(
-        """() => {
-          const canvas = document.getElementById("steps-tokens");
-          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-          const colours = new Set();
-          for (let at = 0; at < pixels.length; at += 4)
-            if (pixels[at + 3] === 255) colours.add(pixels.slice(at, at + 3).join());
-          return colours.size;
-        }"""
-    )
-    assert painted >= 2, "prefill and decode are of two colours"
-
-
-@pytest.mark.usefixtures("overload")
-def test_a_refusal_is_seen_within_a_second(operator: Visit, stack: Stack) -> None:
-    """With its tenant, its reason and its numbers; and the headline counts it."""
-    page = operator.page
-    tenant = stack.tenant("limited", rpm=1, **_FIRST)
-    assert ask(stack, tenant.key).status_code == 200
-    page.get_by_role("button", name="refused", exact=True).click()
-    refused = ask(stack, tenant.key)
-    at = time.monotonic()
-    assert refused.status_code == 429
-    row = page.locator("#decisions tr", has_text=tenant.name)
-    row.first.wait_for(timeout=5000)
-    took_s = time.monotonic() - at
-    assert took_s <= 1.0, f"it took {took_s:.2f} s"
-    expect(row.first).to_contain_text("✗ refused")
-    expect(row.first).to_contain_text("the limit of 1 requests a minute is used up")
-    expect(row.first).to_contain_text("requests_per_minute")
-    expect(page.locator("#tenants tr", has_text=tenant.name).locator(".refusals")).to_have_text("1")
-    expect(page.locator("#headline-more")).to_contain_text("in the last 5 minutes")
-
-
-@pytest.mark.usefixtures("overload")
-def test_a_request_has_a_waterfall(operator: Visit, stack: Stack) -> None:
-    """Its spans from all actors, in order; one of them tells its attributes."""
-    page = operator.page
-    tenant = stack.tenant("traced", **_FIRST)
-    request = ask(stack, tenant.key).headers["x-request-id"]
-    button = page.locator("#decisions tr", has_text=tenant.name).first.get_by_role("button")
-    button.wait_for()
-    button.focus()  # the list holds still
-    page.keyboard.press("Enter")
-    table = page.locator("table.waterfall")
-    table.wait_for()
-    expect(page.locator("dialog h2")).to_contain_text(request)
-    for role in ("gateway", "admission", "scheduler", "worker"):
-        expect(table.locator("small", has_text=role).first).to_be_visible()
-    table.get_by_role("button", name="admission").click()
-    expect(page.locator("dialog .detail")).to_contain_text(tenant.name)
-    page.keyboard.press("Escape")
-    expect(page.locator("dialog")).to_have_count(0)
-    expect(button).to_be_focused()
-
-
 def test_a_tenant_is_created_and_gets_a_key(operator: Visit, stack: Stack) -> None:
     """A mistake is told at its field; the change is confirmed; the key is shown once and works; all is in the audit."""
     page = operator.page
@@ -325,6 +250,7 @@ def test_explain_tells_what_would_be_decided(operator: Visit, stack: Stack) -> N
     expect(page.locator("#explained")).to_contain_text("ttft_unattainable")
 
 
+@pytest.mark.usefixtures("keys")
 def test_everything_is_reached_by_keyboard(visit: Visit, stack: Stack, admin_key: str) -> None:
     """Sign in, read the help, go to a tenant, open and leave its dialog; and the focus is always seen."""
     page = visit.page
@@ -367,33 +293,6 @@ def test_everything_is_reached_by_keyboard(visit: Visit, stack: Stack, admin_key
         assert inside, "the focus left the dialog"
     page.keyboard.press("Escape")
     expect(page.locator("#tenants").get_by_role("button", name="acme")).to_be_focused()
-
-
-@pytest.mark.usefixtures("overload")
-@pytest.mark.parametrize("width", [400, 1280])
-def test_no_page_scrolls_sideways(chromium: Browser, stack: Stack, admin_key: str, width: int) -> None:
-    """At the width of a phone and of a small screen, also with a dialog open; and nothing is cut off inside a panel."""
-    with open_page(chromium, width=width, height=860) as visit:
-        visit.sign_in(stack.admin_url, admin_key)
-        page = visit.page
-        page.locator("#batch tr").first.wait_for()
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) == 0
-        cut = page.evaluate(
-            "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1)"
-            ".map((one) => [one.getAttribute('aria-labelledby'), one.scrollWidth, one.clientWidth])"
-        )
-        assert cut == []
-        page.locator("#tenants").get_by_role("button", name="acme").click()
-        page.locator("dialog form").wait_for()
-        assert page.evaluate(wide) == 0
-        assert (
-            page.evaluate(
-                "(() => { const box = document.querySelector('dialog'); return box.scrollWidth - box.clientWidth; })()"
-            )
-            == 0
-        )
-        assert visit.violations() == visit.complaints == []
 
 
 def test_light_and_dark(visit: Visit, stack: Stack, admin_key: str) -> None:
@@ -480,3 +379,109 @@ def test_the_wheel_has_the_page() -> None:
     """Every file of the page is of a kind that is packaged and served."""
     static = Path(__file__).resolve().parents[2] / "gateway" / "page" / "static"
     assert {file.suffix for file in static.iterdir()} == {".css", ".html", ".js", ".svg"}
+
+
+# --- under the overload, which goes on until the last of these
+
+
+@pytest.mark.usefixtures("overload")
+def test_an_overload_is_seen_live(operator: Visit) -> None:
+    """All panels show it, and the figures go on changing by themselves."""
+    page = operator.page
+    for tenant in TENANTS:
+        expect(page.locator("#tenants tr", has_text=tenant)).to_be_visible()
+    expect(page.locator("#tenants tr", has_text="acme")).to_contain_text("kept", timeout=20_000)
+    expect(page.locator("#headline-text")).to_contain_text(re.compile("contracts?"))
+    expect(page.locator("#batch tr").first).to_be_visible()
+    expect(page.locator("#workers tr")).to_contain_text("of 8")
+    expect(page.locator("#queue tr").first).to_be_visible()
+    expect(page.locator("#memory")).to_contain_text("in use")
+    expect(page.locator("#steps-note")).to_contain_text("tokens/s")
+    expect(page.locator("#decisions tr").nth(10)).to_be_attached()
+    seen: set[str | None] = set()
+    until = time.monotonic() + 10
+    while len(seen) < 4:
+        assert time.monotonic() < until, "the steps stand still"
+        seen.add(page.locator("#steps-tokens").get_attribute("aria-label"))
+        page.wait_for_timeout(100)
+    painted = page.evaluate(
+        """() => {
+          const canvas = document.getElementById("steps-tokens");
+          const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+          const colours = new Set();
+          for (let at = 0; at < pixels.length; at += 4)
+            if (pixels[at + 3] === 255) colours.add(pixels.slice(at, at + 3).join());
+          return colours.size;
+        }"""
+    )
+    assert painted >= 2, "prefill and decode are of two colours"
+
+
+@pytest.mark.usefixtures("overload")
+def test_a_refusal_is_seen_within_a_second(operator: Visit, stack: Stack) -> None:
+    """With its tenant, its reason and its numbers; and the headline counts it."""
+    page = operator.page
+    tenant = stack.tenant("limited", rpm=1, **_FIRST)
+    assert ask(stack, tenant.key).status_code == 200
+    page.get_by_role("button", name="refused", exact=True).click()
+    refused = ask(stack, tenant.key)
+    at = time.monotonic()
+    assert refused.status_code == 429
+    row = page.locator("#decisions tr", has_text=tenant.name)
+    row.first.wait_for(timeout=5000)
+    took_s = time.monotonic() - at
+    assert took_s <= 1.0, f"it took {took_s:.2f} s"
+    expect(row.first).to_contain_text("✗ refused")
+    expect(row.first).to_contain_text("the limit of 1 requests a minute is used up")
+    expect(row.first).to_contain_text("requests_per_minute")
+    expect(page.locator("#tenants tr", has_text=tenant.name).locator(".refusals")).to_have_text("1")
+    expect(page.locator("#headline-more")).to_contain_text("in the last 5 minutes")
+
+
+@pytest.mark.usefixtures("overload")
+def test_a_request_has_a_waterfall(operator: Visit, stack: Stack) -> None:
+    """Its spans from all actors, in order; one of them tells its attributes."""
+    page = operator.page
+    tenant = stack.tenant("traced", **_FIRST)
+    request = ask(stack, tenant.key).headers["x-request-id"]
+    button = page.locator("#decisions tr", has_text=tenant.name).first.get_by_role("button")
+    button.wait_for()
+    button.focus()  # the list holds still
+    page.keyboard.press("Enter")
+    table = page.locator("table.waterfall")
+    table.wait_for()
+    expect(page.locator("dialog h2")).to_contain_text(request)
+    for role in ("gateway", "admission", "scheduler", "worker"):
+        expect(table.locator("small", has_text=role).first).to_be_visible()
+    table.get_by_role("button", name="admission").click()
+    expect(page.locator("dialog .detail")).to_contain_text(tenant.name)
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    expect(button).to_be_focused()
+
+
+@pytest.mark.usefixtures("overload")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_page_scrolls_sideways(chromium: Browser, stack: Stack, admin_key: str, width: int) -> None:
+    """At the width of a phone and of a small screen, also with a dialog open; and nothing is cut off inside a panel."""
+    with open_page(chromium, width=width, height=860) as visit:
+        visit.sign_in(stack.admin_url, admin_key)
+        page = visit.page
+        page.locator("#batch tr").first.wait_for()
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) == 0
+        cut = page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1)"
+            ".map((one) => [one.getAttribute('aria-labelledby'), one.scrollWidth, one.clientWidth])"
+        )
+        assert cut == []
+        page.locator("#tenants").get_by_role("button", name="acme").click()
+        page.locator("dialog form").wait_for()
+        assert page.evaluate(wide) == 0
+        assert (
+            page.evaluate(
+                "(() => { const box = document.querySelector('dialog'); return box.scrollWidth - box.clientWidth; })()"
+            )
+            == 0
+        )
+        assert visit.violations() == visit.complaints == []
