@@ -169,7 +169,8 @@ def main() -> None:
         live = play(trace, tenants, folder, device, None if mock else profile)
         workload = load_trace(trace, tenants=load_mix(str(tenants)), max_tokens_factor=1.0)
         table = compare(live, simulate(workload, _MOCK if mock else str(profile)))
-    report = {"machine": machine("msgspec", "uvloop"), "device": options.device, "model": options.model, "rate": options.rate, **table}
+    asked = {"device": options.device, "model": options.model, "rate": options.rate}
+    report = {"machine": machine("msgspec", "uvloop"), **asked, **table}
     print(json.dumps(report, indent=2))
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
