@@ -218,7 +218,8 @@ def quantiles(
         if or_zero:
             expr = f"({expr} >= 0) or vector(0)"
         name = f"p{share * 100:g}"
-        found.append(Query(expr, f"{name} {legend}".strip(), exemplars))
+        # Of the last alone: those of the others are the same.
+        found.append(Query(expr, f"{name} {legend}".strip(), exemplars and share == shares[-1]))
     return tuple(found)
 
 

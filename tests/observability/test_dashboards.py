@@ -125,7 +125,9 @@ def test_times_to_first_tokens_lead_to_traces() -> None:
             if not targets:
                 continue
             found += 1
-            assert all(target["exemplar"] for target in targets), panel["title"]
+            assert [target["exemplar"] for target in targets].count(True) == 1, panel[
+                "title"
+            ]  # or they are drawn twice
             (link,) = panel["fieldConfig"]["defaults"]["links"]
             assert "%22uid%22%3A%22jaeger%22" in link["url"]
             assert "${__from}" in link["url"]
