@@ -1,6 +1,6 @@
 """Whether the simulator tells the truth: the same requests, to a running stack and to a simulation of it.
 
-    python -m benchmarks.simulator_truth [--device mock|cpu] [--model demo|wide] [--seconds 60] [--rate 2.0] [--out FILE]
+    python -m benchmarks.simulator_truth [--device mock|cpu] [--model demo|wide] [--seconds S] [--rate R] [--out FILE]
 
 The workload is drawn from a seed: Poisson arrivals, lognormal prompts and outputs that fit the demo model, three
 tenants with contracts. It is played over HTTP against `headgate serve`, by `headgate bench`; the simulation then has
