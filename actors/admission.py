@@ -14,6 +14,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from math import inf
 
 import msgspec
 import structlog
@@ -41,7 +42,18 @@ from actors.messages import (
     WaitingFacts,
 )
 from actors.refusals import denied, refused, unattainable
-from actors.runtime import LEASE_TTL_S, Actor, ActorError, Context, Lease, Node, Silence, handles, heartbeat
+from actors.runtime import (
+    LEASE_TTL_S,
+    Actor,
+    ActorError,
+    Context,
+    DeadlineExceeded,
+    Lease,
+    Node,
+    Silence,
+    handles,
+    heartbeat,
+)
 from actors.tenant_limits import LimitsBook
 from actors.waiting_room import WaitingRoom
 from observability.metrics import DecisionMetrics
@@ -55,6 +67,8 @@ from policies.vocabulary import Contract, Request, Tenant, Tier
 
 __all__ = ["AdmissionActor"]
 
+#: Of the time in which an ask must be answered: so long it is held while nothing is decided.
+_HELD = 0.8
 #: Decisions kept for a gateway that asks again because it did not hear the first answer.
 _KEPT_DECISIONS = 8192
 #: The reason in the decision of a request that is admitted without its contract.
@@ -158,7 +172,10 @@ class AdmissionActor(Actor):
     async def admit(self, msg: Admit, ctx: Context) -> Decision:
         """Final: a deferred request is answered when it is admitted, or when its time is over.
 
-        The decision outlives the ask: a gateway that heard nothing asks again, and gets the same one.
+        The decision outlives the ask: a gateway that heard nothing asks again, and gets the same one. It does so every
+        second, and is told a little before that it must.
+
+        :raises DeadlineExceeded: not decided yet.
         """
         request_id = msg.request.id
         decided = self._decided.get(request_id)
@@ -167,7 +184,11 @@ class AdmissionActor(Actor):
         deciding = self._deciding.get(request_id)
         if deciding is None:
             deciding = self._deciding[request_id] = self.spawn(self._decide(msg))
-        return await asyncio.shield(deciding)
+        remaining_s = ctx.remaining_s
+        held_s = None if remaining_s == inf else _HELD * remaining_s
+        if not (await asyncio.wait((deciding,), timeout=held_s))[0]:
+            raise DeadlineExceeded("not decided yet: ask again")
+        return deciding.result()
 
     async def _decide(self, msg: Admit) -> Decision:
         request = msg.request

@@ -257,3 +257,22 @@ async def generate_flex(stack: VirtualStack, number: int) -> list[int]:
     tokens = [token async for delivery in generation.deliveries() for token in delivery.tokens]
     await generation.close(Finish.stop)
     return tokens
+
+
+def test_waiting_for_a_decision_is_no_dead_letter(tmp_path: Path) -> None:
+    """A deferred request is asked for again and again by its gateway; nothing of that is late, and it is served."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path, slots=1) as stack:
+            long = asyncio.create_task(generate(stack, request(1, outputs=900)))
+            await asyncio.sleep(0.1)
+            wanted = request(2, tenant="free", tier=2)
+            generation = await stack.gateway.admit(wanted, key="k", patience_s=30.0)
+            assert generation.decision.deferred_s > 2.0
+            tokens = [token async for delivery in generation.deliveries() for token in delivery.tokens]
+            await generation.close(Finish.stop)
+            assert tokens == expected(wanted)
+            await long
+            assert not stack.node("admission", "a0").dead_letters["expired"]
+
+    run(main())

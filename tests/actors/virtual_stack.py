@@ -123,6 +123,10 @@ class VirtualStack:
         self._serving[f"{role}.{instance}"] = (node, task)
         await ready.wait()
 
+    def node(self, role: str, instance: str) -> Node:
+        """Of a role that runs."""
+        return self._serving[f"{role}.{instance}"][0]
+
     async def kill(self, role: str, instance: str) -> None:
         """As kill -9 does: not a word to anybody."""
         node, task = self._serving.pop(f"{role}.{instance}")
