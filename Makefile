@@ -36,11 +36,14 @@ COMPOSE_UID := $(if $(filter 0,$(shell id -u)),10001,$(shell id -u))
 COMPOSE_GID := $(if $(filter 0,$(shell id -g)),10001,$(shell id -g))
 
 compose-secrets: setup .env
+	chmod 700 deploy/secrets
 	$(BIN)/headgate secrets init --dir deploy/secrets
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
 
 compose-secrets-ha: setup .env
-	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3
+	chmod 700 deploy/secrets
+	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3 >/dev/null
+	$(BIN)/headgate secrets rotate --dir deploy/secrets --cluster nats-1,nats-2,nats-3 nats.conf
 	grep -q '^HEADGATE_NATS_REPLICAS=' .env || printf '%s\n' 'HEADGATE_NATS_REPLICAS=3' \
 		'HEADGATE_NATS_MONITOR=http://nats:8222,http://nats-2:8222,http://nats-3:8222' >> .env
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets

@@ -14,6 +14,6 @@ rehearsal cannot show.
 | `service.py`, `stage.py` | one process with its health check; all of them, in the order of their health |
 | `receiver.py` | OTLP over HTTP, and the spans of a trace |
 | `traffic.py` | the clients |
-| `queries.py`, `checks.py`, `recovery.py` | what must be true: while it runs, and when it is hurt |
+| `queries.py`, `checks.py`, `traces.py`, `recovery.py` | what must be true: while it runs, and when it is hurt |
 | `failover.py` | the same for the profile `ha` |
 """

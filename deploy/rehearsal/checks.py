@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+import httpx
 import psycopg
 
 from deploy.rehearsal.programs import find
 from deploy.rehearsal.queries import rule_expressions
-from deploy.rehearsal.receiver import Span, problems_of_tree
 from deploy.rehearsal.recovery import health_tells_of_dependencies, health_turns_red
 from deploy.rehearsal.scene import HEADGATE_SERVICES, Check, Rehearsal
+from deploy.rehearsal.traces import exemplars_lead_to_traces, refusals_are_traced, traces_are_trees
 from deploy.rehearsal.traffic import wait_until
 
 __all__ = ["CHECKS", "dashboard_expressions"]
 
-#: The spans of an answered request and the attributes that docs/observability.md promises of them.
-_SPANS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "POST /v1/chat/completions": (
-        "headgate-gateway",
-        (
-            "headgate.tenant",
-            "headgate.tier",
-            "headgate.request_id",
-            "gen_ai.request.model",
-            "http.response.status_code",
-        ),
-    ),
-    "admission": (
-        "headgate-admission",
-        ("headgate.tenant", "headgate.tier", "headgate.decision", "headgate.deadline_ms", "headgate.predicted_ttft_ms"),
-    ),
-    "queue": ("headgate-scheduler", ("headgate.request_id",)),
-    "prefill": ("headgate-scheduler", ("headgate.prompt_tokens", "headgate.chunks")),
-    "decode": ("headgate-scheduler", ("headgate.output_tokens", "headgate.preemptions")),
-    "chat headgate-demo": (
-        "headgate-worker",
-        (
-            "gen_ai.operation.name",
-            "gen_ai.provider.name",
-            "gen_ai.request.model",
-            "gen_ai.usage.input_tokens",
-            "gen_ai.usage.output_tokens",
-            "gen_ai.response.finish_reasons",
-        ),
-    ),
-}
-_REFUSED = ("headgate.decision", "headgate.reason", "headgate.measured", "headgate.threshold")
 _SOON_S = 40.0
 #: Rules are evaluated every 15 s, and some go on where others end.
 _RULES_S = 60.0
@@ -84,6 +54,21 @@ def streams_are_not_buffered(it: Rehearsal) -> list[str]:
         elif last - first < _LEAST_SPREAD_S:
             found.append(f"the first event after {first:.3f} s, the last after {last:.3f} s")
     return found
+
+
+def operators_look_through_the_proxy(it: Rehearsal) -> list[str]:
+    """The live page asks for the key; with it frames arrive as they are told; metrics are not for clients."""
+    base, key = it.stage.url("proxy", 8081), it.stage.secret("admin-key")
+    with httpx.Client(trust_env=False, timeout=10.0, headers={"authorization": f"Bearer {key}"}) as operator:
+        page = httpx.get(base, trust_env=False, follow_redirects=True)
+        found = [] if page.status_code == 200 and "password" in page.text else [f"the page answers {page.status_code}"]
+        with operator.stream("GET", f"{base}/admin/v1/live") as live:
+            frames = (json.loads(line[5:]) for line in live.iter_lines() if line.startswith("data:"))
+            first, second = next(frames), next(frames)
+        if not first["full"] or second["full"] or not {"tenants", "steps", "decisions"} <= first.keys():
+            found.append("the live view does not begin with a full frame and go on with others")
+    status = httpx.get(f"{it.stage.url('proxy', 8080)}/metrics", trust_env=False).status_code
+    return found if status == 404 else [*found, f"/metrics on the clients' port answers {status}"]
 
 
 def refusals_say_why(it: Rehearsal) -> list[str]:
@@ -127,53 +112,6 @@ def expressions_have_data(it: Rehearsal) -> list[str]:
     return it.prometheus.rules()
 
 
-def traces_are_trees(it: Rehearsal) -> list[str]:
-    """The spans of a request arrive over OTLP as one tree, from every actor, with what is promised of them."""
-    receiver = it.stage.receiver
-    assert receiver is not None
-    found = []
-    for answer in [answer for answer in it.traffic.answers if answer.kind == "stream"][:2]:
-        try:
-            spans = wait_until(
-                lambda trace=answer.trace: _whole(receiver.trace(trace)),
-                timeout_s=10.0,
-                what=f"spans of {answer.trace}",
-            )
-        except TimeoutError as error:
-            found.append(f"{error}: {sorted(span.name for span in receiver.trace(answer.trace))}")
-            continue
-        found += problems_of_tree(spans) + [problem for span in spans for problem in _lacks(span)]
-    return found
-
-
-def refusals_are_traced(it: Rehearsal) -> list[str]:
-    """A request that was refused has a trace with the decision and its numbers."""
-    receiver = it.stage.receiver
-    assert receiver is not None
-    found = []
-    for answer in [answer for answer in it.traffic.answers if answer.kind == "refused"][:2]:
-        spans = {span.name: span for span in receiver.trace(answer.trace)}
-        if "admission" not in spans:
-            found.append(f"{answer.code}: no span of admission, only {sorted(spans)}")
-            continue
-        found += problems_of_tree(spans.values())
-        found += [f"{answer.code}: no {name}" for name in _REFUSED if name not in spans["admission"].attributes]
-    return found
-
-
-def exemplars_lead_to_traces(it: Rehearsal) -> list[str]:
-    """A bucket of the time to the first token names a trace that arrived."""
-    receiver = it.stage.receiver
-    assert receiver is not None
-    series = "gen_ai_server_time_to_first_token_seconds_bucket"
-    try:
-        wait_until(lambda: it.prometheus.exemplar_traces(series), timeout_s=_SOON_S, what="there are exemplars")
-    except TimeoutError as error:
-        return [str(error)]
-    traces = it.prometheus.exemplar_traces(series)
-    return [] if any(receiver.trace(trace) for trace in traces) else [f"none of the traces {sorted(traces)} arrived"]
-
-
 def usage_is_in_postgres(it: Rehearsal) -> list[str]:
     """What clients received is what PostgreSQL has, to the token, and nothing is left unsettled."""
     it.traffic.stop()
@@ -207,6 +145,7 @@ def usage_is_in_postgres(it: Rehearsal) -> list[str]:
 CHECKS: Mapping[str, Check] = {
     "promtool finds nothing wrong": configurations,
     "streams pass through the proxy unbuffered": streams_are_not_buffered,
+    "operators look through the proxy": operators_look_through_the_proxy,
     "refusals say why": refusals_say_why,
     "all targets are up": targets_are_up,
     "every expression of rules and dashboards returns data": expressions_have_data,
@@ -224,18 +163,3 @@ def dashboard_expressions() -> dict[str, str]:
     from observability.dashboards import expressions
 
     return dict(expressions())
-
-
-def _whole(spans: list[Span]) -> list[Span]:
-    return spans if {span.name for span in spans} >= _SPANS.keys() else []
-
-
-def _lacks(span: Span) -> Iterable[str]:
-    if span.name not in _SPANS:
-        return
-    service, attributes = _SPANS[span.name]
-    if span.service != service:
-        yield f"{span.name} comes from {span.service}, not {service}"
-    for name in attributes:
-        if name not in span.attributes:
-            yield f"{span.name} has no {name}"
