@@ -40,10 +40,12 @@ compose-secrets: setup .env
 	$(BIN)/headgate secrets init --dir deploy/secrets
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
 
+# The store of a single NATS server cannot become that of a cluster: what it keeps would be lost. See docs/operations.md.
 compose-secrets-ha: setup .env
+	@test ! -e deploy/secrets/nats.conf || grep -q '"cluster"' deploy/secrets/nats.conf || \
+		{ echo 'deploy/secrets/nats.conf is for a single NATS server: see "High availability" in docs/operations.md' >&2; exit 1; }
 	chmod 700 deploy/secrets
-	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3 >/dev/null
-	$(BIN)/headgate secrets rotate --dir deploy/secrets --cluster nats-1,nats-2,nats-3 nats.conf
+	$(BIN)/headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3
 	grep -q '^HEADGATE_NATS_REPLICAS=' .env || printf '%s\n' 'HEADGATE_NATS_REPLICAS=3' \
 		'HEADGATE_NATS_MONITOR=http://nats:8222,http://nats-2:8222,http://nats-3:8222' >> .env
 	test "$$(id -u)" != 0 || chown -R $(COMPOSE_UID):$(COMPOSE_GID) deploy/secrets
