@@ -188,6 +188,7 @@ def test_a_tenant_is_created_and_gets_a_key(operator: Visit, stack: Stack) -> No
     page.get_by_role("button", name="Create key", exact=True).click()
     key = page.get_by_label("The key", exact=True).input_value()
     page.keyboard.press("Escape")
+    expect(page.get_by_label("The key", exact=True)).to_have_count(0)
     assert key not in page.content()
     with stack.admin() as admin:
         made = admin.get("tenants/umbrella")
@@ -257,7 +258,8 @@ def test_everything_is_reached_by_keyboard(visit: Visit, stack: Stack, admin_key
     """Sign in, read the help, go to a tenant, open and leave its dialog; and the focus is always seen."""
     page = visit.page
     page.goto(stack.admin_url)
-    page.keyboard.type(admin_key)  # the field has the focus
+    expect(page.get_by_label("Admin key")).to_be_focused()
+    page.keyboard.type(admin_key)
     page.keyboard.press("Enter")
     page.locator("#connection[data-state=live]").wait_for()
     page.locator("#tenants tr").first.wait_for()
