@@ -107,7 +107,7 @@ def _row_view(row: Row, slack: float) -> RowView:
     phase = "decode"
     if row.place is Place.waiting:
         phase = "preempted"
-    elif row.place is Place.prefilling:
+    elif row.place is Place.prefilling or row.computed < row.prompt_tokens:  # the last chunk may be in flight
         phase = "prefill"
     return RowView(
         request.id,
