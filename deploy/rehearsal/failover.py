@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from deploy.rehearsal.recovery import serves_again
-from deploy.rehearsal.scene import Check, Rehearsal
+from deploy.rehearsal.scene import HEADGATE_SERVICES, Check, Rehearsal
 from deploy.rehearsal.traffic import Answer, wait_until
 
 __all__ = ["FAILOVER_CHECKS"]
@@ -39,6 +39,21 @@ def jetstream_is_kept_by_three(it: Rehearsal) -> list[str]:
         for name, stream in streams.items()
         if stream["config"]["num_replicas"] != 3 or not stream.get("cluster", {}).get("leader")
     ]
+
+
+def prometheus_finds_all(it: Rehearsal) -> list[str]:
+    """Both gateways and the standbys too."""
+    wanted = len(HEADGATE_SERVICES) + 3
+
+    def up() -> bool:
+        found = {target: health for target, health in it.prometheus.targets().items() if target.startswith("headgate ")}
+        return list(found.values()) == ["up"] * wanted
+
+    try:
+        wait_until(up, timeout_s=20.0, what=f"{wanted} processes are up")
+    except TimeoutError as error:
+        return [f"{error}: {it.prometheus.targets()}"]
+    return []
 
 
 def one_works_and_one_stands_by(it: Rehearsal) -> list[str]:
@@ -115,6 +130,7 @@ def a_gateway_may_be_replaced(it: Rehearsal) -> list[str]:
 
 FAILOVER_CHECKS: Mapping[str, Check] = {
     "JetStream is kept by three": jetstream_is_kept_by_three,
+    "Prometheus finds all": prometheus_finds_all,
     "one works and one stands by": one_works_and_one_stands_by,
     "a standby takes over in the middle of a stream": standbys_take_over,
     "any NATS server may die": a_nats_server_may_die,

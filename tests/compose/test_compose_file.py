@@ -153,6 +153,15 @@ def test_only_the_proxy_is_on_a_network_with_a_way_out(compose: Compose) -> None
     assert [s.name for s in compose.services.values() if open_networks & set(s.raw.get("networks", ()))] == ["proxy"]
 
 
+def test_prometheus_finds_every_process_by_one_name(compose: Compose) -> None:
+    """Whatever the profile, so that no name is asked for that is not there."""
+    members = compose.members("ha", "gpu")["processes"]
+    assert set(members) == {s.name for s in compose.services.values() if s.command[:2] == ("headgate", "run")}
+    shipped = YAML(typ="safe", pure=True).load(_ROOT / "deploy" / "prometheus" / "prometheus.yml")
+    (job,) = (job for job in shipped["scrape_configs"] if job["job_name"] == "headgate")
+    assert job["dns_sd_configs"][0]["names"] == ["processes"]
+
+
 def test_start_order_is_by_health(compose: Compose) -> None:
     """What runs on is waited for until it is healthy, what runs once until it has succeeded."""
     for service in compose.services.values():
