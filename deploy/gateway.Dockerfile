@@ -8,7 +8,7 @@ RUN python -m venv --without-pip /opt/headgate
 # The libraries first, by their pins alone: a change of the code does not install them anew.
 COPY pyproject.toml deploy/requirements.py ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python requirements.py pyproject.toml > requirements.txt \
+    python requirements.py pyproject.toml --extra postgres > requirements.txt \
     && python -m pip --python /opt/headgate/bin/python install --disable-pip-version-check -r requirements.txt \
     && python requirements.py --removed \
     | xargs python -m pip --python /opt/headgate/bin/python uninstall --yes

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from deploy.requirements import REMOVED, pins
 
-__all__ = ["BASE_BYTES", "PACKAGES", "closure", "installed_bytes", "own_bytes", "total_bytes"]
+__all__ = ["BASE_BYTES", "PACKAGES", "closure", "installed_bytes", "libraries", "own_bytes", "total_bytes"]
 
 #: python:3.11-slim-bookworm on amd64, uncompressed.
 BASE_BYTES = 131_000_000
@@ -78,14 +78,19 @@ def own_bytes(root: Path = _ROOT) -> int:
     return total
 
 
+def libraries(root: Path = _ROOT) -> dict[str, metadata.Distribution]:
+    """Those of the image: what the project needs, and the client of the database."""
+    return closure(pins(root / "pyproject.toml", extra="postgres"))
+
+
 def total_bytes(root: Path = _ROOT) -> int:
     """The whole image of deploy/gateway.Dockerfile, uncompressed."""
-    libraries = sum(installed_bytes(distribution) for distribution in closure(pins(root / "pyproject.toml")).values())
-    return BASE_BYTES + _VENV_BYTES + libraries + own_bytes(root)
+    installed = sum(map(installed_bytes, libraries(root).values()))
+    return BASE_BYTES + _VENV_BYTES + installed + own_bytes(root)
 
 
 def _main() -> None:
-    sizes = {name: installed_bytes(found) for name, found in closure(pins(_ROOT / "pyproject.toml")).items()}
+    sizes = {name: installed_bytes(found) for name, found in libraries().items()}
     sizes |= {"(base image)": BASE_BYTES, "(headgate)": own_bytes()}
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
         print(f"{size / 1e6:8.1f} MB  {name}")

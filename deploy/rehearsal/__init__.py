@@ -10,7 +10,7 @@ rehearsal cannot show.
 | --- | --- |
 | `compose.py` | docker-compose.yml as data |
 | `translation.py` | what of it is changed for loopback, and nothing else |
-| `programs.py` | which program of this host stands for which image |
+| `programs.py`, `image.py` | which program of this host stands for which image, and what ours lacks |
 | `service.py`, `stage.py` | one process with its health check; all of them, in the order of their health |
 | `receiver.py` | OTLP over HTTP, and the spans of a trace |
 | `traffic.py` | the clients |

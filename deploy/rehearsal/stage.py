@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from deploy.rehearsal.compose import Compose, HealthCheck, Service, load_compose
+from deploy.rehearsal.image import GATEWAY_IMAGE, write_import_guard
 from deploy.rehearsal.programs import ENTRY_POINTS, NOT_HERE, RunAs, initialise_postgres, postgres_command, unprivileged
 from deploy.rehearsal.receiver import Receiver
 from deploy.rehearsal.service import Running
@@ -67,6 +68,7 @@ class Stage:
         self.directory.chmod(0o755)  # PostgreSQL's user goes through it
         try:
             self._make_secrets()
+            write_import_guard(self.directory / "image")
             self.receiver = Receiver(self.translation.address(_RECEIVER), 4318)
             self._keeper.start()
             self._start_all()
@@ -127,6 +129,8 @@ class Stage:
             return self.translation.text(text, of=name, paths=paths)
 
         environment = {key: translated(value) for key, value in service.environment.items()}
+        if service.image.startswith(GATEWAY_IMAGE):
+            environment["PYTHONPATH"] = str(self.directory / "image")
         command = [*ENTRY_POINTS.get(name, ()), *map(translated, service.command)]
         run_as = RunAs()
         if name == "postgres":
