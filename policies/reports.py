@@ -68,4 +68,5 @@ def request_load(row: Row, now: float) -> RequestLoad:
         row.deadline - now if has_deadline else None,
         row.tpot_s,
         row.lead_s(now),
+        row.place is Place.waiting,
     )

@@ -254,6 +254,7 @@ class RequestLoad(msgspec.Struct, frozen=True, array_like=True):
     first_token_in_s: float | None  # remaining to the TTFT deadline; None: had it, or no contract
     tpot_s: float | None
     lead_s: float  # how far its tokens are ahead of its pace; negative: behind
+    waits: bool = False  # it has no slot: it has not begun, or was preempted
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, array_like=True):

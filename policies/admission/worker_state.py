@@ -119,7 +119,8 @@ class WorkerState:
         decoding = decoded = started = prefilling = cached = 0
         for number, r in enumerate(requests):
             left, context = r.prefill_left, r.context
-            if left <= 1:
+            decodes = left <= 1 and not r.waits  # who was preempted needs a slot again, however much of its KV is kept
+            if decodes:
                 decoding += 1
                 decoded += context
             else:
@@ -129,7 +130,7 @@ class WorkerState:
                     cached += context
             outputs = r.outputs_left
             if contract and r.tier >= flex:
-                if left <= 1 and not flex_yields:
+                if decodes and not flex_yields:
                     add_row((outputs, context, inf))
                 continue
             if remaining is not None:
@@ -142,19 +143,19 @@ class WorkerState:
                 # A row that not even an empty worker could save binds nobody.
                 if single + per_context * context > tpot + lead / to_come:
                     allowed = inf
-                elif left <= 1:
+                elif decodes:
                     lent = aimed + lead / min(LEND_STEPS, r.outputs_left or 1)
                     if lent < self.lent_pace:
                         self.lent_pace = lent
                     if aimed < self.even_pace:
                         self.even_pace = aimed
-            if left <= 1:
+            if decodes:
                 row = (outputs, context, allowed)
                 add_row(row)
                 if add_kept is not None:
                     add_kept(row)
             else:
-                begun = context > 0
+                begun = context > 0 and not r.waits
                 self.begun += begun
                 due = r.first_token_in_s
                 if due is None:

@@ -53,7 +53,7 @@ def first_token_s(load: WorkerLoad, ask: Ask) -> float:
     A mean without any upper quantile: for comparing workers, not for promises.
     """
     ahead = sum(row.prefill_left for row in load.requests if row.prefill_left > 1 and row.tier <= ask.tier)
-    decoding = [row for row in load.requests if row.prefill_left <= 1]
+    decoding = [row for row in load.requests if row.prefill_left <= 1 and not row.waits]
     room = max(1, load.tokens_per_step - len(decoding))
     steps = -(-(ahead + ask.tokens) // room)
     tokens, decode_s = ahead + ask.tokens, _decode_step_s(load)
@@ -63,7 +63,7 @@ def first_token_s(load: WorkerLoad, ask: Ask) -> float:
 
 
 def _decode_step_s(load: WorkerLoad) -> float:
-    decoding = [row for row in load.requests if row.prefill_left <= 1]
+    decoding = [row for row in load.requests if row.prefill_left <= 1 and not row.waits]
     context = sum(row.context for row in decoding)
     return step_time(load.step_time, len(decoding) + 1, 0.0, context, len(decoding) + 1)
 

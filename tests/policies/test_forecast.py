@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from policies.admission.future_kv import earliest_start, peak
 from policies.admission.history import OutputHistory
 from policies.admission.reasons import Reason
 from policies.admission.worker_state import Reservation, WorkerState
-from policies.vocabulary import Tier
+from policies.vocabulary import RequestLoad, Tier
 
 ROWS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 500)), max_size=10)
 
@@ -200,3 +201,18 @@ def test_flex_rows_give_up_slots_and_blocks_to_a_contract() -> None:
     assert forecast(contract, Ask(tier=0, first_token_in_s=1.0, **ask)).hold_s == 0
     flex = WorkerState(worker.load(), contract=False)
     assert forecast(flex, Ask(tier=2, **ask)).hold_s > 1
+
+
+def test_a_preempted_row_needs_a_slot_again_however_much_of_its_kv_is_kept() -> None:
+    """Two slots end after 10 and 30 outputs, and a preempted row comes back into the first: a newcomer behind it gets
+    the second."""
+    rows = [RequestLoad(str(left), 1, 1, 100, 5, left, None, None, 0.0) for left in (10, 30)]
+    kept = RequestLoad("p", 1, 1, 100, 5, 200, None, None, 0.0, waits=True)
+    load = msgspec.structs.replace(Worker(slots=2).load(), free_slots=0)
+    ask = Ask(tier=1, prefill=100, outputs=50)
+    alone = forecast(WorkerState(msgspec.structs.replace(load, requests=rows)), ask)
+    state = WorkerState(msgspec.structs.replace(load, requests=[*rows, kept]))
+    assert len(state.kept) == 2
+    behind = forecast(state, ask)
+    assert alone.hold_s == pytest.approx(10 * state.decode_s, rel=0.05)
+    assert behind.hold_s == pytest.approx(30 * state.decode_s, rel=0.1)
