@@ -112,7 +112,11 @@ async def test_the_key_is_in_no_answer(operator: Operator) -> None:
     assert KEY not in str(answer.headers) + answer.text + str(wrong.headers) + wrong.text
 
 
-@pytest.mark.parametrize("key", ["", "sk-hg-admin-wrong", KEY[:-1], KEY + "x", "ü"])
+@pytest.mark.parametrize(
+    "key",
+    ["", "sk-hg-admin-wrong", KEY[:-1], KEY + "x", "ü"],
+    ids=["none", "malformed", "shorter", "longer", "not ascii"],
+)
 async def test_a_wrong_key_opens_nothing(operator: Operator, key: str) -> None:
     """It is told on the login page, in a form that readers of screens find."""
     answer = await operator.sign_in(key)
