@@ -56,7 +56,7 @@ def request_load(row: Row, now: float) -> RequestLoad:
     left, context = max(1, row.behind), row.computed
     if row.place is Place.waiting:
         context = min(row.saved, len(row.blocks) * BLOCK_SIZE)
-        left = len(row.tokens) - context
+        left = max(1, len(row.tokens) - context)
     has_deadline = row.first_token_at is None and row.deadline < inf
     return RequestLoad(
         row.request.id,

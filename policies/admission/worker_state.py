@@ -162,7 +162,7 @@ class WorkerState:
                     due = inf
                 order = -inf if r.generated else _order(due)
                 tier = -1 if begun and due < 0 and r.tier < flex else r.tier
-                add_prompt((tier, order, number, left, context, outputs, allowed, begun, due))
+                add_prompt((tier, order, number, max(1, left), context, outputs, allowed, begun, due))
         self.crowded = prefilling > 0
         self._in_flight = decoding, decoded, started
         self._held = decoded + cached

@@ -164,6 +164,8 @@ class Chaos(RuleBasedStateMachine):
         if self.ready:
             for worker in self.pair.workers:
                 worker.core.check_integrity()
+                for told in worker.core.load(worker.now, "w").requests:
+                    assert told.prefill_left >= 1, "who lives has a token to compute"
 
     def teardown(self) -> None:
         if self.ready:
