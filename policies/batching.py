@@ -41,8 +41,8 @@ class Batching:
         self.tokens = tokens
         self.max_chunk = max_chunk or tokens
 
-    def begin(self, running: Running, waiting: WaitingQueue, now: float) -> int:
-        """Prompts are about to be put into a step, after its decodes: how many rows may start in it, at most."""
+    def begin(self, draft: Draft, running: Running, waiting: WaitingQueue, now: float) -> int:
+        """Prompts are about to be put into a step, which has its decodes: how many rows may start in it, at most."""
         return max(0, self.hold - len(running))
 
     def chunk(self, draft: Draft, position: int, behind: int) -> int:
@@ -88,9 +88,11 @@ class TimeBudgeted(Batching):
         self._least = least
         self._limit_s = inf
 
-    def begin(self, running: Running, waiting: WaitingQueue, now: float) -> int:
-        self._limit_s = tightest_pace_s(running.decoding, self._step_time, now)
-        return super().begin(running, waiting, now)
+    def begin(self, draft: Draft, running: Running, waiting: WaitingQueue, now: float) -> int:
+        # Not the running rows alone: who decodes its last token here has left these, and waits for it as well.
+        rows = draft.rows if draft.decodes >= len(running.decoding) else [*draft.rows, *running.decoding]
+        self._limit_s = tightest_pace_s(rows, self._step_time, now)
+        return super().begin(draft, running, waiting, now)
 
     def chunk(self, draft: Draft, position: int, behind: int) -> int:
         most = min(behind, draft.budget, self.max_chunk)
@@ -136,7 +138,7 @@ class Gathered(Whole):
         self._places = 0  # of the batch that is starting
         self._owed = 0  # places of it that had no room
 
-    def begin(self, running: Running, waiting: WaitingQueue, now: float) -> int:
+    def begin(self, draft: Draft, running: Running, waiting: WaitingQueue, now: float) -> int:
         if not len(running):
             places, self._owed = self._owed or (self.size if self._ready(waiting, now) else 0), 0
             self._places = min(places, len(waiting))

@@ -180,7 +180,7 @@ class Planner:
     def _prefill(self, draft: Draft, now: float) -> None:
         """Partial prompts and waiting rows, until tokens, time, places, slots or blocks are used up."""
         running, waiting, batch = self._running, self._waiting, self._batching
-        places = batch.begin(running, waiting, now)
+        places = batch.begin(draft, running, waiting, now)
         if draft.preempted or not running.free_slots:
             places = 0
         if places and len(waiting):
