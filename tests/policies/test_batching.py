@@ -217,3 +217,16 @@ def test_decodes_always_fit_the_tokens_of_a_step() -> None:
         h.execute()
         h.complete()
     h.check_end()
+
+
+@pytest.mark.parametrize("outputs", [2, 50])
+def test_a_chunk_beside_a_paced_row_keeps_its_pace_also_at_its_last_token(outputs: int) -> None:
+    """A prompt of 400 fits whole into a step, but beside a row that was promised 20 ms only what fits into that: 98 %
+    of 20 ms are 8 + 11.6, or 112 tokens in whole blocks beside one decode."""
+    h = Harness(worker_spec(tokens_per_step=512), SchedulerConfig(steps_in_flight=1))
+    h.submit(make_request("paced", [1], outputs, tpot_s=0.02))
+    h.plan()
+    h.execute()
+    h.complete()
+    h.submit(make_request("long", [2] * 400, 4))
+    assert counts(h.plan()) == [1, 112]
