@@ -116,11 +116,13 @@ class _Observer:
         self._span.set_attributes(
             {"gen_ai.usage.output_tokens": self._output_tokens, "gen_ai.response.finish_reasons": (finish,)}
         )
-        if finish not in ("stop", "length"):
-            return
+        if finish == "cancelled":
+            return  # cut short by its client
+        # One that failed has missed its promise: alerts see it, as admission and the live page do.
         ttft_s = self._ttft_s.get(request.id)
-        if self._allowed_s is not None and ttft_s is not None:
-            self._metrics.promised(tenant=request.tenant, slo="ttft", attained=ttft_s <= self._allowed_s)
+        if self._allowed_s is not None:
+            kept = finish != "error" and ttft_s is not None and ttft_s <= self._allowed_s
+            self._metrics.promised(tenant=request.tenant, slo="ttft", attained=kept)
         if request.tpot_s is not None and tpot_s is not None:
             self._metrics.promised(tenant=request.tenant, slo="tpot", attained=tpot_s <= request.tpot_s)
 

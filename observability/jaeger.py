@@ -132,8 +132,13 @@ def find_linked_in_jaeger(url: str, spans: Iterable[Span], *, timeout_s: float =
 
 
 def _client(url: str, timeout_s: float) -> httpx.Client:
-    # Proxies of the environment are for the world outside.
-    return httpx.Client(base_url=f"{url.rstrip('/')}/", timeout=timeout_s, trust_env=False)
+    try:
+        at = httpx.URL(f"{url.rstrip('/')}/")
+    except httpx.InvalidURL as error:
+        raise JaegerUnreadable(f"the address of Jaeger cannot be read: {error}") from error
+    # Apart from the address, which is in errors and logs. Proxies of the environment are for the world outside.
+    login = (at.username, at.password) if at.userinfo else None
+    return httpx.Client(base_url=at.copy_with(userinfo=b""), auth=login, timeout=timeout_s, trust_env=False)
 
 
 def _get(http: httpx.Client, path: str, query: Mapping[str, str | int], *, missing_ok: bool = False) -> list[_Trace]:
@@ -145,7 +150,7 @@ def _get(http: httpx.Client, path: str, query: Mapping[str, str | int], *, missi
         decoded = msgspec.json.decode(answer.content, type=_Answer)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise JaegerUnreadable(f"{http.base_url}{path} cannot be read: {error}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise JaegerUnreadable(f"{http.base_url}{path} does not answer as a Jaeger: {error}") from error
     if decoded.errors and not decoded.data:
         raise JaegerUnreadable(f"{http.base_url}{path} answers: {decoded.errors[0].get('msg', decoded.errors[0])}")
@@ -190,7 +195,8 @@ def _values(tags: list[_Tag] | None) -> dict[str, Scalar | list[Scalar]]:
         value = tag.value
         wanted = _SCALARS.get(tag.type, str)
         if isinstance(value, str) and wanted in (int, float):
-            value = wanted(value)
+            with contextlib.suppress(ValueError):  # it stays what its sender said
+                value = wanted(value)
         elif isinstance(value, str) and wanted is bool:
             value = value == "true"
         elif isinstance(value, str) and value.startswith("["):

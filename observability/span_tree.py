@@ -27,7 +27,7 @@ def render_tree(spans: Sequence[Span], linked: Sequence[Span] = ()) -> str:
     start = min(span.start_unix_ns for span in spans)
     end = max(span.end_unix_ns for span in spans)
     targets = {f"{span.trace_id}-{span.span_id}": span for span in linked}
-    rows = [row for trunk, span in _walk(spans) for row in _rows(trunk, span, start, targets)]
+    rows = [tuple(map(_plain, row)) for trunk, span in _walk(spans) for row in _rows(trunk, span, start, targets)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     # That of a choice begins with that of its request.
     request = min((span.request_id for span in spans if span.request_id), key=len, default="")
@@ -38,7 +38,16 @@ def render_tree(spans: Sequence[Span], linked: Sequence[Span] = ()) -> str:
         )
         for row in rows
     ]
-    return "\n".join([heading, *(line.rstrip() for line in lines)])
+    return "\n".join([_plain(heading), *(line.rstrip() for line in lines)])
+
+
+def _plain(text: str) -> str:
+    """Control characters as escapes: whoever sends spans would else steer the terminal that they are read on."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(one: str) -> str:
+    return one if one.isprintable() else one.encode("unicode_escape").decode()
 
 
 def _walk(spans: Sequence[Span]) -> Iterator[tuple[tuple[str, str], Span]]:

@@ -114,7 +114,10 @@ def is_foreign(http: HttpRequest) -> bool:
         return True
     if origin == "null" and site == "same-origin":
         return False  # a form of a page that sends no referrer
-    return origin is not None and urlsplit(origin).netloc != http.headers.get("host", "")
+    try:
+        return origin is not None and urlsplit(origin).netloc != http.headers.get("host", "")
+    except ValueError:  # it is no address at all
+        return True
 
 
 class _WhileOpen(Response):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ PAGE_HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 _MAX_BODY_BYTES = 4096
+#: Nobody has shown a key before the body was read, and connections are few.
+_BODY_TIMEOUT_S = 10.0
 _FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -89,14 +92,17 @@ class Page:
             key = await _key_given(http, as_json=as_json)
             if is_foreign(http):
                 raise _denied(403, "csrf", "The login comes from another site.")
-            if (wait_s := self._throttle.wait_s(address)) > 0:
-                raise _denied(429, "too_many_logins", "Too many wrong keys from this address.", retry_after_s=wait_s)
             if not self._door.is_key(key):
+                # The right key never waits: the address may be a proxy's, and so everybody's.
+                if (wait_s := self._throttle.wait_s(address)) > 0:
+                    raise _denied(
+                        429, "too_many_logins", "Too many wrong keys from this address.", retry_after_s=wait_s
+                    )
                 self._throttle.failed(address)
                 self._log.warning("a wrong key was tried at the live page", address=address)
                 raise _denied(401, "invalid_api_key", "That is not the admin key of this stack.")
         except ApiError as error:
-            if as_json:
+            if as_json or error.status == 408:
                 raise
             return await self._document("login.html", status=error.status, error=_told(error))
         self._throttle.succeeded(address)
@@ -108,6 +114,10 @@ class Page:
         return response
 
     async def _logout(self, http: HttpRequest) -> Response:
+        if is_foreign(
+            http
+        ):  # then there is no session either, but the browser would heed that its cookie is taken away
+            raise _denied(403, "csrf", "The logout comes from another site.")
         session = self._door.session(http)
         if session is not None:
             self._door.check_own(http, session)
@@ -176,13 +186,18 @@ def _told(error: ApiError) -> str:
 
 async def _key_given(http: HttpRequest, *, as_json: bool) -> str:
     body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > _MAX_BODY_BYTES:
-            raise BodyTooLarge(_MAX_BODY_BYTES)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for part in http.stream():
+                body += part
+                if len(body) > _MAX_BODY_BYTES:
+                    raise BodyTooLarge(_MAX_BODY_BYTES)
+    except TimeoutError:
+        late = f"The body did not arrive within {_BODY_TIMEOUT_S:g} s."
+        raise ApiError(late, status=408, code="request_timeout", headers=((b"connection", b"close"),)) from None
     try:
         if as_json:
             return msgspec.json.decode(bytes(body), type=_KeyGiven).key.strip()
         return parse_qs(body.decode(), max_num_fields=10).get("key", [""])[0].strip()
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise _denied(400, "invalid_value", "The login needs a form or a JSON object with `key`.") from None

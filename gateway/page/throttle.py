@@ -1,4 +1,7 @@
-"""How often one address may try a wrong admin key: a key is not guessed by trying, but neither are the tries free."""
+"""How often one address may try a wrong admin key: a key is not guessed by trying, but neither are the tries free.
+
+Only wrong keys are counted and held back. The right one is not, or whoever reaches the login could keep operators out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class LoginThrottle:
     """At most `tries` failures in `window_s` for an address, and in all `max_addresses` of them remembered.
 
     Beyond that many addresses the one that failed longest ago is forgotten: whoever has so many would not be stopped
-    by a longer list either, and an operator is not locked out by somebody else's failures.
+    by a longer list either.
     """
 
     def __init__(

@@ -75,3 +75,20 @@ def test_a_store_that_is_none_is_one_line_and_exit_code_1(tmp_path: Path) -> Non
     result = _trace(tmp_path, "req-1", "--wait", "0")
     assert result.exit_code == 1
     assert "spans.db" in result.stderr
+
+
+def test_what_a_span_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    """Control characters are shown and not sent: whoever reaches the collector names spans."""
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nreq-9 all well"
+    tracing = setup_tracing("gateway", "g-1", data_dir=tmp_path)
+    span = tracing.start_request(evil, request_id="req-1", start_unix_ns=SECOND)
+    span.set_attributes({"a": evil, evil: "b"})
+    span.add_event(evil, {"c": evil})
+    span.fail(evil)
+    span.end(2 * SECOND)
+    tracing.shutdown()
+    result = _trace(tmp_path, "req-1")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 3
+    assert not [one for one in result.stdout if not one.isprintable() and one != "\n"]
+    assert "\\x1b]0;owned" in result.stdout

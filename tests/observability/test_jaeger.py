@@ -140,6 +140,45 @@ def test_what_is_no_answer_is_said_in_one_line(jaeger: Jaeger, answer: tuple[int
     assert jaeger.url in str(raised.value)
 
 
+def _with(tag: str) -> bytes:
+    """A trace of `req-01` whose span has the tag too."""
+    span = (
+        '{"traceID":"1","spanID":"2","operationName":"n","startTime":1,"duration":1,"processID":"p",'
+        '"tags":[{"key":"headgate.request_id","value":"req-01"},' + tag + "]}"
+    )
+    return f'{{"data":[{{"traceID":"1","processes":{{}},"spans":[{span}]}}]}}'.encode()
+
+
+@pytest.mark.parametrize("number", ["zz", "9" * 5000])
+def test_a_number_that_is_none_stays_a_text(jaeger: Jaeger, number: str) -> None:
+    """Whoever reaches the collector writes there; the rest of the trace is still shown."""
+    jaeger.answer = 200, _with(f'{{"key":"x","type":"int64","value":"{number}"}}')
+    assert find_in_jaeger(jaeger.url, "req-01")[0].attributes["x"] == number
+
+
+def test_what_is_nested_too_deep_is_no_answer(jaeger: Jaeger) -> None:
+    """It is told as any other trouble."""
+    jaeger.answer = 200, _with('{"key":"x","value":' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(JaegerUnreadable, match="does not answer as a Jaeger"):
+        find_in_jaeger(jaeger.url, "req-01")
+
+
+@pytest.mark.parametrize("answer", [(401, b""), (200, b"<html>"), (200, b'{"data":null,"errors":[{"msg":"away"}]}')])
+def test_its_password_is_in_no_error(jaeger: Jaeger, answer: tuple[int, bytes]) -> None:
+    """Errors go to terminals, logs and the live page."""
+    jaeger.answer = answer
+    for url in (jaeger.url, "http://127.0.0.1:1"):
+        with pytest.raises(JaegerUnreadable) as raised:
+            find_in_jaeger(url.replace("http://", "http://user:secret@"), "req-01")
+        assert "secret" not in str(raised.value)
+
+
+def test_an_address_that_is_none_is_said_to_be() -> None:
+    """Not a traceback."""
+    with pytest.raises(JaegerUnreadable, match="Invalid port"):
+        find_in_jaeger("http://user:secret@[::", "req-01")
+
+
 def test_the_command_prints_the_tree(jaeger: Jaeger) -> None:
     """`headgate trace --url` shows what it shows of the embedded store."""
     result = CliRunner().invoke(main, ["trace", "chatcmpl-01", "--url", jaeger.url], prog_name="headgate")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
@@ -136,17 +137,64 @@ async def test_a_program_may_sign_in_with_json(operator: Operator) -> None:
 
 
 async def test_tries_are_limited(operator: Operator) -> None:
-    """After five wrong keys even the right one has to wait, and is told how long."""
+    """After five wrong keys the next has to wait, and is told how long."""
     for _ in range(5):
         assert (await operator.sign_in("wrong")).status_code == 401
-    answer = await operator.sign_in()
+    answer = await operator.sign_in("wrong")
     assert answer.status_code == 429
     assert re.search(r"Try again in \d+ seconds", answer.text)
 
 
+async def test_nobody_locks_the_operators_out(operator: Operator) -> None:
+    """Behind a proxy all have one address: the right key opens however many wrong ones came from there."""
+    for _ in range(8):
+        await operator.sign_in("wrong")
+    assert (await operator.sign_in()).status_code == 303
+
+
+@pytest.mark.parametrize("body", ['{"x":' + "[" * 3000, '{"key":' + "[" * 3000, '{"key":"\\ud800"}'])
+async def test_a_login_that_is_no_login_is_the_fault_of_who_sent_it(operator: Operator, body: str) -> None:
+    """However deep it is nested: 400, and no error in the log of a gateway that has none."""
+    answer = await operator.http.post("/login", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+
+
+async def test_a_login_does_not_wait_for_its_body_for_ever(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends it slowly would hold a connection without having shown a key."""
+    monkeypatch.setattr("gateway.page.routes._BODY_TIMEOUT_S", 0.01)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"key="
+        await asyncio.Event().wait()
+
+    sent: list[Message] = []
+    parts = slowly()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": await anext(parts), "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/login",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+    }
+    async with asyncio.timeout(10):
+        await operator.app(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
 async def test_a_login_from_another_site_is_refused(operator: Operator) -> None:
     """Nobody signs an operator in elsewhere."""
-    assert (await operator.sign_in(origin="http://evil")).status_code == 403
+    for origin in ("http://evil", "http://[", "http://admin.evil", "https://"):
+        assert (await operator.sign_in(origin=origin)).status_code == 403
     assert (await operator.sign_in(**{"sec-fetch-site": "cross-site"})).status_code == 403
     own = {"sec-fetch-site": "same-origin", "origin": "null"}  # what a form of a page without referrer sends
     assert (await operator.sign_in(**own)).status_code == 303
@@ -219,6 +267,14 @@ async def test_logout_ends_the_session_at_once(operator: Operator) -> None:
         operator.http.cookies.set(name, value)
     assert (await operator.http.get("/session")).status_code == 401
     assert (await operator.http.get("/admin/v1/tenants")).status_code == 401
+
+
+async def test_another_site_does_not_take_the_cookie_away(operator: Operator) -> None:
+    """It posts a form: the browser sends no cookie along, but would heed what the answer says of it."""
+    for headers in ({"origin": "http://evil"}, {"sec-fetch-site": "cross-site"}):
+        answer = await operator.http.post("/logout", headers=headers)
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
 
 
 async def test_a_session_lives_while_it_asks(operator: Operator) -> None:
