@@ -282,6 +282,7 @@ class GatewayActor(Actor):
         output = len(stream.tokens)
         if not stream.over:
             stream.finish = finish
+            opened.wake()  # where a drain ran out of time its reader is still there, and holds up the process
             output = max(output, await self._schedulers.cancel(request.model, request.id) or 0)
         self._forget(request.id)
         ttft_kept, tpot_kept = (None, None) if finish == Finish.cancelled else opened.kept()

@@ -322,3 +322,23 @@ def test_tokens_for_nobody_are_cancelled_by_a_gateway_that_knew_no_scheduler_yet
             await check_idle(stack)
 
     run(main())
+
+
+def test_a_stream_that_outlasts_the_drain_is_told_that_it_ends(tmp_path: Path) -> None:
+    """Its reader does not wait for tokens that cannot come: the process would be killed while it waits."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path) as stack:
+            generation = await stack.gateway.admit(request(1, outputs=900), key="k", patience_s=60.0)
+
+            async def read() -> Finish:
+                return [delivery.finish async for delivery in generation.deliveries()][-1]
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.2)
+            node = stack.node("gateway", "g0")
+            await node.drain(0.5)
+            async with asyncio.timeout(1.0):
+                assert await reading is Finish.cancelled
+
+    run(main())
