@@ -48,9 +48,11 @@ from actors.runtime import (
     ActorError,
     Context,
     DeadlineExceeded,
+    Death,
     Lease,
     Node,
     Silence,
+    Watch,
     handles,
     heartbeat,
 )
@@ -147,6 +149,7 @@ class AdmissionActor(Actor):
         await self.listen("scheduler", Load, self._heard_load)
         await self.listen("gateway", Live, self._heard_live)
         await self.listen("gateway", Keep, self._spans.asked)
+        await Watch("gateway", on_death=self._gateway_died).start(self)
         await node.publish(self.role, ReportLive())
         self.spawn(self._restore_day())
         self.every(0.02, self._expire)
@@ -245,7 +248,7 @@ class AdmissionActor(Actor):
             self._metrics.decided("deferred", verdict.reason.value, tier=Tier(request.tier).name)
             self._reporter.deferred(request, verdict)
             self._spans.deferred(request, verdict)
-            decision = await self._waiting.wait(request.id)
+            decision = await self._waiting.wait(request.id, gateway=request.gateway)
         else:
             candidate = candidate_of(request, arrived, committed=grant.committed, patience_s=msg.patience_s)
             decision = self._decision(request, candidate, verdict)
@@ -317,6 +320,16 @@ class AdmissionActor(Actor):
         self._keep(msg.request, left)  # where nobody has looked at it yet, nobody needs to
         if tenant is not None:
             self._limits.cancel(msg.request, tenant)
+
+    def _gateway_died(self, death: Death) -> None:
+        """What waits for it is wanted by nobody: admitted later, it would be computed in vain, and settled without ever
+        having been written ahead. One that was only silent hears that it can come back.
+        """
+        for request_id in self._waiting.of_gateway(death.instance):
+            self._core.cancel(request_id, self._clock())
+            why = "its gateway was not heard for a while"
+            gone = refused(Reason.unavailable, quota=None, why=why, retry_after_s=1.0)
+            self._waiting.answer(request_id, gone)
 
     # --- what becomes of the admitted
     # ---------------------------------------------------------------------------------

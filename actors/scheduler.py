@@ -120,6 +120,7 @@ class SchedulerActor(Actor):
         self._draining: set[str] = set()  # workers that are told to end
         self._attaching: dict[str, int] = {}  # the epoch that is being attached
         self._book = RequestBook()
+        self._dead_gateways: set[str] = set()
         self._home: dict[str, WorkerLink] = {}  # of the live; absent: waits for a worker
         self._leaving: dict[str, list[asyncio.Future[None]]] = {}
         self._log = structlog.get_logger().bind(model=model)
@@ -143,7 +144,7 @@ class SchedulerActor(Actor):
         holder = self._holder or node.name
         await self.hold(Lease(node, node.name, holder, ttl_s=LEASE_TTL_S, is_deserted=silence))
         await Watch("worker", on_alive=self._worker_alive, on_death=self._worker_died).start(self)
-        await Watch("gateway", on_death=self._gateway_died).start(self)
+        await Watch("gateway", on_death=self._gateway_died, on_alive=self._gateway_alive).start(self)
         await self.listen("gateway", Keep, self._spans.asked)
         heartbeat(self, info=lambda: {"pid": os.getpid(), "state": "ready", "model": self._model})
         self._load_from_s = self._clock() + self.FIND_WORKERS_S
@@ -156,7 +157,12 @@ class SchedulerActor(Actor):
 
     @handles
     def submit(self, msg: Submit, ctx: Context) -> Accepted | None:
-        """Idempotent: the same or an older attempt changes nothing."""
+        """Idempotent: the same or an older attempt changes nothing.
+
+        Told by admission for a dead gateway, it is dropped: nobody would read it, nor settle it. A gateway asks.
+        """
+        if not ctx.wants_reply and msg.request.gateway in self._dead_gateways:
+            return None
         self._take(msg.request)
         return Accepted() if ctx.wants_reply else None
 
@@ -444,8 +450,13 @@ class SchedulerActor(Actor):
 
     # --- gateways -----------------------------------------------------------------------------------------------------
 
+    def _gateway_alive(self, peer: Peer) -> None:
+        self._dead_gateways.discard(peer.instance)
+
     def _gateway_died(self, death: Death) -> None:
         """Free what it owned, and settle it: nobody else can."""
+        if death.reason != "epoch":  # no successor under its name
+            self._dead_gateways.add(death.instance)
         owned = self._book.orphaned(death.instance)
         if owned:
             self._log.warning("gateway lost", gateway=death.instance, why=death.reason, requests=len(owned))

@@ -14,15 +14,21 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._answers: dict[str, asyncio.Future[Decision]] = {}
+        self._gateways: dict[str, str] = {}
 
-    async def wait(self, request_id: str) -> Decision:
-        """The answer to that request."""
+    async def wait(self, request_id: str, *, gateway: str) -> Decision:
+        """The answer to that request of that gateway."""
         answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._answers[request_id] = answer
+        self._gateways[request_id] = gateway
         try:
             return await answer
         finally:
-            del self._answers[request_id]
+            del self._answers[request_id], self._gateways[request_id]
+
+    def of_gateway(self, gateway: str) -> list[str]:
+        """Ids of the requests that wait for that gateway. O(n)."""
+        return [request_id for request_id, asking in self._gateways.items() if asking == gateway]
 
     def answer(self, request_id: str, decision: Decision) -> None:
         """Let it go. Nothing, if it is not here or was answered already."""

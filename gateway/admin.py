@@ -45,7 +45,7 @@ from gateway.page.door import AdminDoor
 from gateway.page.routes import Page
 from gateway.page.sessions import Sessions
 from gateway.secrets import check_admin_key
-from gateway.tenancy import Tenancy, not_found
+from gateway.tenancy import NAME, Tenancy, not_found
 from observability.span_store import Span
 from policies.vocabulary import Request, WorkerLoad
 
@@ -229,9 +229,12 @@ class _Admin:
         by = query.get("by", "tenant")
         if by not in _USAGE_BY:
             raise BadRequest(f"`by` is {by[:100]!r}: it must be one of {', '.join(_USAGE_BY)}.", param="by")
+        tenant = query.get("tenant", "")
+        if tenant and not NAME.fullmatch(tenant):
+            raise BadRequest(f"`tenant` is {tenant[:100]!r}, which no tenant is called.", param="tenant")
         rows = await self._sources.usage(
             UsageQuery(
-                tenant=query.get("tenant", ""),
+                tenant=tenant,
                 since=_day(http, "since"),
                 until=_day(http, "until"),
                 by=by,

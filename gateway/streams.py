@@ -103,7 +103,9 @@ class GatewayActor(Actor):
             await self._all_over.wait()
 
     async def on_stop(self) -> None:
-        await asyncio.gather(*(opened.close() for opened in list(self._open.values())))
+        # One without a decision was never written ahead: settled, it would be usage of nobody.
+        left = list(self._open.values())
+        await asyncio.gather(*(one.close() if one.is_admitted else self._withdraw(one.request) for one in left))
         await asyncio.gather(*self._endings)
         await self._ask_for_spans()
 
@@ -178,8 +180,8 @@ class GatewayActor(Actor):
 
     def _cancel_stray(self, request: str) -> None:
         """Tokens for nobody: a cancel was lost, or it overtook the submit."""
-        if request in self._strays:
-            return
+        if request in self._strays or not self._scheduler_epochs:
+            return  # told already; or nobody to tell is known yet, and the next tokens come soon
         if len(self._strays) >= _KEPT_STRAYS:
             self._strays.clear()
         self._strays.add(request)
@@ -280,6 +282,7 @@ class GatewayActor(Actor):
         output = len(stream.tokens)
         if not stream.over:
             stream.finish = finish
+            opened.wake()  # where a drain ran out of time its reader is still there, and holds up the process
             output = max(output, await self._schedulers.cancel(request.model, request.id) or 0)
         self._forget(request.id)
         ttft_kept, tpot_kept = (None, None) if finish == Finish.cancelled else opened.kept()

@@ -54,11 +54,12 @@ class AdminClient:
         endpoints = None if admin_url else read_endpoints(data)
         self.url = (admin_url or (endpoints.admin if endpoints else _DEFAULT_ADMIN_URL)).rstrip("/")
         self._named = admin_url is not None
+        key = self._key()
         try:
             # Proxies of the environment are for the world outside; the admin port is inside.
             self._http = httpx.Client(
                 base_url=f"{self.url}/admin/v1/",
-                headers={"authorization": f"Bearer {self._key()}"},
+                headers={"authorization": f"Bearer {key}"},
                 timeout=_TIMEOUT_S,
                 trust_env=False,
             )
@@ -115,19 +116,26 @@ class AdminClient:
     def _key(self) -> str:
         from_environment = os.environ.get("HEADGATE_ADMIN_KEY")
         if from_environment:
-            return from_environment.strip()
+            return self._checked(from_environment, "HEADGATE_ADMIN_KEY")
         mounted = os.environ.get("HEADGATE_ADMIN_KEY_FILE")
         path = Path(mounted) if mounted else self._data / _ADMIN_KEY_FILE
         try:
-            return path.read_text().strip()
+            return self._checked(path.read_text(), str(path))
         except FileNotFoundError:
-            if self._named:
+            if self._named or mounted:
                 raise HeadgateError(
                     f"there is no admin key: {path} is missing, and HEADGATE_ADMIN_KEY is not set"
                 ) from None
             raise self._not_running() from None
         except (OSError, UnicodeDecodeError) as error:
             raise HeadgateError(f"the admin key {path} cannot be read: {error}") from error
+
+    @staticmethod
+    def _checked(text: str, source: str) -> str:
+        key = text.strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise HeadgateError(f"{source} does not hold an admin key, which looks like sk-hg-admin-...")
+        return key
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
@@ -151,7 +159,14 @@ class AdminClient:
             raise HeadgateError(
                 f"{self.url} answered {answer.status_code}, and not as the admin API of a stack does"
             ) from None
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise HeadgateError(f"{self.url} does not take the admin key of {self._key_source()}: {message}")
         raise HeadgateError(message)
+
+    def _key_source(self) -> str:
+        if os.environ.get("HEADGATE_ADMIN_KEY"):
+            return "HEADGATE_ADMIN_KEY"
+        return os.environ.get("HEADGATE_ADMIN_KEY_FILE") or str(self._data / _ADMIN_KEY_FILE)
 
     def _not_running(self) -> HeadgateError:
         return HeadgateError(f"no stack is running for --data {self._data}: start one with `headgate serve`")

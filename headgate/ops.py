@@ -49,7 +49,7 @@ def ops_app(*, report: Callable[[], Report], metrics: Render) -> Starlette:
 async def ops_port(host: str, port: int, *, report: Callable[[], Report], metrics: Render) -> AsyncIterator[int]:
     """Serve it for as long as the context is open; gives the port.
 
-    :raises OSError: the address cannot be listened on.
+    :raises HeadgateError: the address cannot be listened on.
     """
     config = uvicorn.Config(
         ops_app(report=report, metrics=metrics),

@@ -22,7 +22,8 @@ import uvloop
 
 from actors.messages import Exposition
 from actors.node_metrics import NodeMetrics
-from actors.runtime import Actor, Node
+from actors.runtime import Actor, Forbidden, Node
+from headgate.errors import HeadgateError
 from headgate.nats.address import open_transport, read_secret
 from headgate.readiness import Readiness
 from headgate.settings import Settings
@@ -87,7 +88,11 @@ async def _connected(
     readiness: Readiness,
 ) -> int:
     password = read_secret(settings.nats_password_file, of="--nats-password-file")
-    node = await Node.connect(open_transport(settings.nats, password=password), role=role, instance=instance)
+    transport = open_transport(settings.nats, password=password)
+    try:
+        node = await Node.connect(transport, role=role, instance=instance)
+    except Forbidden as error:
+        raise HeadgateError(f"{error}: see --nats and --nats-password-file") from error
     metrics.add(NodeMetrics(node))
     readiness.connected_by(lambda: node.transport.is_connected)
     readiness.starts("making the actor")
@@ -98,6 +103,8 @@ async def _connected(
             readiness.waits()
             stop.is_up = True
             return await _serve(node, actor, metrics, stop.told, readiness, drain_s=settings.drain_s)
+    except HeadgateError:
+        raise  # it says by itself what is wrong with what we were started with
     except Exception:
         structlog.get_logger().exception("the actor crashed")
         return 70

@@ -6,10 +6,11 @@ here prints a secret, and nothing overwrites one unless it is asked to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gateway.keys import new_admin_key
@@ -58,7 +59,10 @@ class SecretFiles:
 
         `cluster`: host names of the servers that are one, for a `nats.conf` that is made now.
         """
-        self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HeadgateError(f"the directory {self._dir} cannot be made: {error.strerror}") from error
         makers = {**_MAKERS, **({_CLUSTER: _password} if cluster or self._nodes() else {})}
         done: dict[str, str] = {}
         for name, make in makers.items():
@@ -79,28 +83,34 @@ class SecretFiles:
 
         `nats.conf` by itself is written anew from the passwords there are, with the permissions of this version.
 
-        :raises HeadgateError: there is no such secret.
+        :raises HeadgateError: there is no such secret, or it cannot be written.
         """
         if name not in self.names():
             raise HeadgateError(f"there is no secret {name!r}: choose from {', '.join(self.names())}")
         nodes = tuple(cluster) or self._nodes()
-        written = []
+        texts = {}
         if name != NATS_CONFIG:
             maker = _password if name == _CLUSTER else _MAKERS[name]
-            self._write(name, maker() + "\n")
-            written.append(name)
-        if name.startswith("nats"):
-            self._write(NATS_CONFIG, self._config(nodes))
-            written.append(NATS_CONFIG)
-        return written
+            texts[name] = maker() + "\n"
+        if name.startswith("nats"):  # made before anything is written: a password that nats.conf lacks opens nothing
+            texts[NATS_CONFIG] = self._config(nodes, texts)
+        for file, text in texts.items():
+            self._write(file, text)
+        return list(texts)
 
-    def _config(self, nodes: tuple[str, ...]) -> str:
+    def _config(self, nodes: tuple[str, ...], new: Mapping[str, str] | None = None) -> str:
+        """`new`: secrets that are not in their files yet."""
+        drawn = new or {}
+
+        def secret(name: str) -> str:
+            return drawn[name].strip() if name in drawn else self._read(name)
+
         return server_config(
-            {role: self._read(f"nats-{role}") for role in PERMISSIONS},
+            {role: secret(f"nats-{role}") for role in PERMISSIONS},
             listen=f"0.0.0.0:{CLIENT_PORT}",
             monitor=f"0.0.0.0:{MONITOR_PORT}",
             store_dir=_STORE_DIR,
-            cluster=Cluster(nodes=nodes, password=self._read(_CLUSTER)) if nodes else None,
+            cluster=Cluster(nodes=nodes, password=secret(_CLUSTER)) if nodes else None,
         )
 
     def _nodes(self) -> tuple[str, ...]:
@@ -122,9 +132,14 @@ class SecretFiles:
     def _write(self, name: str, text: str) -> None:
         """Whole or not at all, and private from the first byte on."""
         draft = self._dir / f".{name}.{os.getpid()}"
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._dir / name)
+        try:
+            draft.unlink(missing_ok=True)
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._dir / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise HeadgateError(f"{self._dir / name} cannot be written: {error.strerror}") from error

@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from actors.addresses import instance_of
 from actors.runtime import Context, NatsTransport, Node
 from actors.runtime.heartbeat import Alive
-from gateway.secrets import load_secrets
+from gateway.secrets import BadSecret, load_secrets
 from headgate.errors import HeadgateError
 from headgate.nats import NatsServer, NatsServerError, provision
 from headgate.settings import ROLES, Settings
@@ -48,7 +49,10 @@ async def serve_stack(settings: Settings, *, as_json: bool = False) -> int:
     settings = _with_ports(settings)
     _check(settings)
     data = settings.data_dir
-    load_secrets(data)
+    try:
+        load_secrets(data)
+    except BadSecret as error:
+        raise HeadgateError(str(error)) from error
     nats = None if settings.nats else NatsServer(data / "nats")
     if nats is not None:
         await nats.start()
@@ -62,7 +66,8 @@ async def serve_stack(settings: Settings, *, as_json: bool = False) -> int:
 
 async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Event, *, as_json: bool) -> int:
     admin_url = nats.url("admin") if nats else settings.nats
-    await provision(admin_url)
+    if not await _before(stop, provision(admin_url)):
+        return 0
     supervisor = Supervisor(settings.data_dir / STATE_FILE, info={"model": settings.name, "data": settings.data})
     node = await Node.connect(NatsTransport(admin_url), role="admin", instance=f"supervisor-{os.getpid()}")
     keeping = asyncio.create_task(_keep_nats(nats, supervisor), name="keep-nats") if nats else None
@@ -83,6 +88,21 @@ async def _serve(settings: Settings, nats: NatsServer | None, stop: asyncio.Even
             keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping
+
+
+async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether it was done before we were told to stop: a server that is not there is waited for."""
+    working = asyncio.create_task(work, name="provision")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working
+        return working.done()
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 async def _keep_nats(nats: NatsServer, supervisor: Supervisor) -> None:
@@ -118,8 +138,11 @@ def _check(settings: Settings) -> None:
     """Refuse early what would fail late."""
     _ = settings.policies
     data = settings.data_dir
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (data / "logs").mkdir(exist_ok=True)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise HeadgateError(f"--data {data} cannot be made: {error.strerror}") from error
     with contextlib.suppress(OSError, ValueError, KeyError):
         pid = json.loads((data / STATE_FILE).read_text())["supervisor_pid"]
         os.kill(pid, 0)
@@ -151,7 +174,8 @@ def _child(settings: Settings, nats: NatsServer | None, role: str, instance: str
     log = settings.data_dir / "logs" / f"{role}.{instance}.log"
     if log.exists() and log.stat().st_size > _LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    command = [sys.executable, "-m", "headgate", "run", role, "--instance", instance]
+    # -P: our packages have names that folders of where we are started may have too.
+    command = [sys.executable, "-P", "-m", "headgate", "run", role, "--instance", instance]
     return Child(role, instance, command, own.to_environment(), log)
 
 

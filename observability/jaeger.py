@@ -146,7 +146,8 @@ def _get(http: httpx.Client, path: str, query: Mapping[str, str | int], *, missi
         answer = http.get(path, params=query)
         if answer.status_code == 404 and missing_ok:
             return []
-        answer.raise_for_status()
+        if not answer.is_success:
+            raise JaegerUnreadable(f"{http.base_url}{path} answers {answer.status_code}, and not as a Jaeger does")
         decoded = msgspec.json.decode(answer.content, type=_Answer)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise JaegerUnreadable(f"{http.base_url}{path} cannot be read: {error}") from error

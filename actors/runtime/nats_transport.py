@@ -42,6 +42,8 @@ __all__ = ("EXIT_STALE", "NatsTransport")
 EXIT_STALE = 75
 #: The largest message we send, whatever the server allows.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+#: So often is one and the same error of the connection logged.
+_TOLD_EVERY_S = 10.0
 #: Of the server's limit, kept free for headers.
 _SLACK = 2
 _PUBLISH_VIOLATION = re.compile(r"permissions violation for publish to \"([^\"]+)\"", re.IGNORECASE)
@@ -93,6 +95,7 @@ class NatsTransport:
         self._watchdog: asyncio.Task[None] | None = None
         self._refused = asyncio.Event()
         self._is_closing = False
+        self._told = ("", 0.0)  # the latest error in the log, and when
         self._js: JetStreamContext | None = None
         self._log: Any = structlog.get_logger("actors.runtime")
 
@@ -319,8 +322,15 @@ class NatsTransport:
         elif "authorization violation" in text.lower():
             self._refused.set()
         else:
-            # Every failed attempt to reconnect comes here; a traceback each would bury the rest.
-            self._log.warning("nats", error=repr(error))
+            # Every failed attempt to connect comes here, five a second: the same one is told now and then.
+            now_s, told = asyncio.get_running_loop().time(), repr(error)
+            if told != self._told[0] or now_s - self._told[1] >= _TOLD_EVERY_S:
+                self._told = (told, now_s)
+                self._log.warning("nats", error=told, servers=self._servers())
+
+    def _servers(self) -> str:
+        """Where we connect to, without user and password."""
+        return ",".join(urlsplit(url.strip()).netloc.rpartition("@")[2] or "?" for url in self.url.split(","))
 
     async def _on_disconnected(self) -> None:
         if not self._is_closing:

@@ -39,7 +39,12 @@ def command(tenant: str | None, limit: int, as_csv: bool, data: str, admin_url: 
     if as_csv:
         emit_csv(lines, columns=_COLUMNS)
     else:
-        emit(lines, columns=_COLUMNS, as_json=False, empty="Nothing was changed yet.")
+        emit(
+            lines,
+            columns=_COLUMNS,
+            as_json=False,
+            empty=f"No changes of tenant {tenant!r}." if tenant else "Nothing was changed yet.",
+        )
 
 
 def _concerns(entry: dict[str, Any], tenant: str, keys: set[str]) -> bool:

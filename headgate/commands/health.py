@@ -16,7 +16,13 @@ __all__ = ["command"]
 @click.command("health")
 @click.option("--url", default="", help="Of the process. [default: http://127.0.0.1:$HEADGATE_OPS_PORT]")
 @click.option("--ready", is_flag=True, help="Does it do its work, or stand by? [default: is it alive?]")
-@click.option("--timeout-s", default=3.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option(
+    "--timeout-s",
+    default=3.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds to wait for the answer.",
+)
 def command(url: str, ready: bool, timeout_s: float) -> None:
     """Ask a process on its ops port whether it is well: exit code 0, or 1 with the reasons on stderr.
 
@@ -29,20 +35,28 @@ def command(url: str, ready: bool, timeout_s: float) -> None:
         if not port:
             raise click.UsageError("give --url, or HEADGATE_OPS_PORT in the environment")
         url = f"http://127.0.0.1:{port}"
-    reasons = _asked(url.rstrip("/") + ("/ready" if ready else "/health"), timeout_s)
+    host, port_number = _address(url)
+    reasons = _asked(host, port_number, url.rstrip("/") + ("/ready" if ready else "/health"), timeout_s)
     for reason in reasons:
         click.echo(reason, err=True)
     sys.exit(1 if reasons else 0)
 
 
-def _asked(url: str, timeout_s: float) -> list[str]:
-    """What is wrong; nothing if nothing is."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise click.UsageError(f"--url {url!r} is not http://HOST:PORT")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+def _address(url: str) -> tuple[str, int | None]:
     try:
-        connection.request("GET", parts.path)
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname:
+            return parts.hostname, parts.port
+    except ValueError:  # of the port, or of an IPv6 address
+        pass
+    raise click.UsageError(f"{url!r} is not http://HOST:PORT: see --url and HEADGATE_OPS_PORT")
+
+
+def _asked(host: str, port: int | None, url: str, timeout_s: float) -> list[str]:
+    """What is wrong; nothing if nothing is."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request("GET", urlsplit(url).path)
         answer = connection.getresponse()
         body = answer.read(65536)
     except (OSError, http.client.HTTPException) as error:

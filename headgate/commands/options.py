@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +18,9 @@ from policies.config import Batching, Order, Preemption
 __all__ = ["data_option", "policies_epilog", "stack_options"]
 
 _DEFAULTS = Settings(data="")
+_PORT = click.IntRange(0, 65535)
+_NATS_SCHEMES = ("nats", "tls")
+_LEDGER_SCHEMES = ("postgresql", "postgres")
 
 
 def _absolute(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -40,6 +44,30 @@ def _policy(context: click.Context, parameter: click.Parameter, value: str) -> s
         _ = Settings(data="", policy=value).policies
     except HeadgateError as error:
         raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url.strip())
+        _ = parts.port
+    except ValueError:  # of the port, or of an IPv6 address
+        return False
+    return parts.scheme in schemes
+
+
+def _nats(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    # Neither value is repeated: it may hold a password.
+    if value and not all(
+        _is_address(url, _NATS_SCHEMES) and urlsplit(url.strip()).hostname for url in value.split(",")
+    ):
+        raise click.BadParameter("it is not nats://USER@HOST:PORT, or several of them with commas between")
+    return value
+
+
+def _ledger(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not _is_address(value, _LEDGER_SCHEMES):
+        raise click.BadParameter("it is not postgresql://USER@HOST:PORT/DATABASE")
     return value
 
 
@@ -70,7 +98,10 @@ _OPTIONS = (
     ),
     click.option("--model-name", default="", help="What clients call it. [default: the directory's name]"),
     click.option(
-        "--nats", default="", help="URL of a NATS server with JetStream; several of a cluster, with commas between."
+        "--nats",
+        default="",
+        callback=_nats,
+        help="URL of a NATS server with JetStream; several of a cluster, with commas between.",
     ),
     click.option("--nats-password-file", default="", help="File with the password of the user in the URL."),
     click.option(
@@ -80,9 +111,15 @@ _OPTIONS = (
         " tells its figures as metrics. [default: nobody does]",
     ),
     click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address that the HTTP ports listen on."),
-    click.option("--port", default=_DEFAULTS.port, show_default=True, help="The OpenAI API; 0: any free port."),
     click.option(
-        "--admin-port", default=_DEFAULTS.admin_port, show_default=True, help="The admin API; 0: any free port."
+        "--port", default=_DEFAULTS.port, show_default=True, type=_PORT, help="The OpenAI API; 0: any free port."
+    ),
+    click.option(
+        "--admin-port",
+        default=_DEFAULTS.admin_port,
+        show_default=True,
+        type=_PORT,
+        help="The admin API; 0: any free port.",
     ),
     click.option(
         "--drain-s",
@@ -93,6 +130,7 @@ _OPTIONS = (
     click.option(
         "--ledger",
         default="",
+        callback=_ledger,
         metavar="URL",
         help="Usage goes to postgresql://user@host:port/database. [default: SQLite in --data]",
     ),
@@ -130,7 +168,13 @@ _OPTIONS = (
     _part("admission", AdmissionKind, "Who is let in."),
     _part("preemption", Preemption, "How a running request gives way: by cost, or always one way."),
     click.option("--force-preempt-every", default=0, help="Debugging: preempt a request every so many steps."),
-    click.option("--sample-ratio", default=1.0, show_default=True, help="Share of requests that are traced."),
+    click.option(
+        "--sample-ratio",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Share of requests that are traced.",
+    ),
     data_option,
 )
 

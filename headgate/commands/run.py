@@ -74,10 +74,11 @@ def _given(options: dict[str, object]) -> Settings:
         raise click.UsageError(
             "--nats is missing: the address of the NATS server, such as nats://user:password@host:4222"
         )
-    if settings.ledger and not settings.ledger.startswith(("postgresql://", "postgres://")):
-        raise click.UsageError(f"--ledger {settings.ledger!r} is not postgresql://user@host:port/database")
     _ = settings.policies  # refused here, not when the role is up
-    Path(settings.data).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(settings.data).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeadgateError(f"--data {settings.data} cannot be made: {error.strerror}") from error
     return settings
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 __all__ = ["command"]
 
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+
 
 def _nodes(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     nodes = tuple(node.strip() for node in value.split(",") if node.strip())
-    if len(nodes) == 1 or len(set(nodes)) != len(nodes):
+    if len(nodes) == 1 or len(set(nodes)) != len(nodes) or not all(map(_HOST.fullmatch, nodes)):
         raise click.BadParameter(f"{value!r} is not a list of at least two different host names, such as n1,n2,n3")
     return nodes
 
@@ -44,7 +47,7 @@ def init(directory: Path, cluster: tuple[str, ...]) -> None:
     \b
     Example:
       headgate secrets init --dir deploy/secrets
-      headgate secrets init --dir deploy/secrets --cluster nats,nats-2,nats-3
+      headgate secrets init --dir deploy/secrets --cluster nats-1,nats-2,nats-3
     """
     from headgate.secret_files import NATS_CONFIG, SecretFiles
 

@@ -12,7 +12,13 @@ __all__ = ["command"]
 
 
 @click.command("serve", epilog=policies_epilog())
-@click.option("--workers", default=1, show_default=True, help="Worker processes, each with a copy of the model.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Worker processes, each with a copy of the model.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON, in one line, once it is ready.")
 @stack_options
 def command(as_json: bool, **options: object) -> None:

@@ -43,12 +43,12 @@ def command(once: bool, data: str, admin_url: str | None, as_json: bool) -> None
     def connect() -> AdminClient:
         return AdminClient(data=Path(data), admin_url=admin_url)
 
+    if as_json and not once:
+        raise click.UsageError("--json prints one frame: give --once with it")
     with connect() as admin:  # who cannot be reached at all is not waited for
         facts = admin.get("facts")
     if once:
         _print(facts, as_json=as_json)
-    elif as_json:
-        raise HeadgateError("--json prints one frame: give --once with it")
     elif not sys.stdout.isatty() or Console().is_dumb_terminal:
         raise HeadgateError("this is no terminal to draw on: give --once to print what is now")
     else:

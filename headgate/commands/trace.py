@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -44,8 +45,9 @@ def command(request_id: str, wait: float, url: str | None, data: str, as_json: b
     read = (lambda: find_in_jaeger(url, request_id)) if url else (lambda: find_trace(Path(data), request_id))
     spans = _find(read, wait)
     if not spans:
+        where = _without_login(url) if url else store
         raise HeadgateError(
-            f"no spans of request {request_id!r} in {url or store}: its id is wrong, it was not sampled and went well, "
+            f"no spans of request {request_id!r} in {where}: its id is wrong, it was not sampled and went well, "
             "or it is so old that its spans were trimmed"
         )
     if as_json:
@@ -53,6 +55,11 @@ def command(request_id: str, wait: float, url: str | None, data: str, as_json: b
     else:
         steps = find_linked_in_jaeger(url, spans) if url else find_linked(Path(data), spans)
         click.echo(render_tree(spans, steps))
+
+
+def _without_login(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _find(read: Callable[[], list[Span]], wait_s: float) -> list[Span]:

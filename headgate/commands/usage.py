@@ -45,6 +45,8 @@ def command(
     """Sum up requests and tokens, by tenant, day, key or request."""
     if as_csv and as_json:
         raise click.UsageError("give --csv or --json, not both")
+    if since is not None and until is not None and until < since:
+        raise click.UsageError(f"--until {_day(until)} is before --since {_day(since)}")
     with AdminClient(data=Path(data), admin_url=admin_url) as admin:
         rows = admin.get("usage", tenant=tenant, since=_day(since), until=_day(until), by=by, limit=limit)["usage"]
     columns = {"tenant": "tenant"} | ({} if by == "tenant" else {by: by}) | _SUMS

@@ -11,10 +11,11 @@ from actors.usage import AUDIT_SUBJECT
 from gateway.admin import AdminSources, admin_app
 from gateway.app import create_app
 from gateway.directory import KEYS_BUCKET, TENANTS_BUCKET, Directory
+from gateway.errors import ModelTextError
 from gateway.live.hub import LiveHub
 from gateway.live.spans import span_source
 from gateway.observing import EdgeHooks
-from gateway.secrets import load_secrets
+from gateway.secrets import BadSecret, load_secrets
 from gateway.server import server_config
 from gateway.settings import EdgeSettings
 from gateway.state_metrics import GatewayState
@@ -23,6 +24,7 @@ from gateway.tenancy import Tenancy
 from gateway.text.tokenizer import load_model_text
 from gateway.traces import RequestTraces
 from gateway.usage_log import UsageLog
+from headgate.errors import HeadgateError
 from headgate.http_server import serving
 from headgate.process import RoleContext
 from observability.metrics import EdgeMetrics
@@ -34,12 +36,15 @@ __all__ = ["gateway"]
 @asynccontextmanager
 async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
     settings, node, readiness = context.settings, context.node, context.readiness
-    secrets = load_secrets(settings.data_dir)
+    try:
+        secrets = load_secrets(settings.data_dir)
+        model = load_model_text(settings.model, name=settings.name)
+    except (BadSecret, ModelTextError) as error:
+        raise HeadgateError(str(error)) from error
     transport = node.transport
     tenants, keys = await transport.bucket(TENANTS_BUCKET), await transport.bucket(KEYS_BUCKET)
     directory = Directory(tenants, keys, pepper=secrets.pepper, salt_secret=secrets.cache_salt)
     await directory.start()
-    model = load_model_text(settings.model, name=settings.name)
 
     async def store(subject: str, payload: bytes, message_id: str) -> None:
         await transport.append(subject, payload, message_id=message_id)

@@ -276,3 +276,69 @@ def test_waiting_for_a_decision_is_no_dead_letter(tmp_path: Path) -> None:
             assert not stack.node("admission", "a0").dead_letters["expired"]
 
     run(main())
+
+
+def test_what_waits_at_admission_for_a_dead_gateway_is_never_served(tmp_path: Path) -> None:
+    """A deferred request leaves with its gateway: it takes no slot later, and the books know nothing of it."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path, slots=1) as stack:
+            await stack.gateway.admit(request(1, outputs=900), key="k", patience_s=60.0)
+            await asyncio.sleep(0.1)
+            flex = [request(i, tenant="free", tier=2) for i in range(2, 6)]
+            waiting = [asyncio.create_task(stack.gateway.admit(one, key="k", patience_s=30.0)) for one in flex]
+            await asyncio.sleep(0.1)
+            doors = stack.metrics["admission.a0"].registry
+            assert doors.get_sample_value("headgate_admission_waiting", {"tier": "flex"}) == len(flex)
+            await stack.kill("gateway", "g0")
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.sleep(3.0)
+            await check_idle(stack)
+            await stack.start("gateway", "g1")
+            assert list(await usage(stack)) == ["r1"]
+            served = "headgate_tenant_service_tokens_total"
+            registry = stack.metrics[f"scheduler.{instance_of(MODEL)}"].registry
+            assert registry.get_sample_value(served, {"tenant": "gold"})
+            assert not registry.get_sample_value(served, {"tenant": "free"})
+
+    run(main())
+
+
+def test_tokens_for_nobody_are_cancelled_by_a_gateway_that_knew_no_scheduler_yet(tmp_path: Path) -> None:
+    """The first such tokens may come before the first heartbeat of a scheduler: the cancel comes after it."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path) as stack:
+            await stack.gateway.admit(request(1, outputs=900), key="k", patience_s=60.0)
+            await asyncio.sleep(0.2)
+            stack.gateway._open.clear()
+            known = dict(stack.gateway._scheduler_epochs)
+            stack.gateway._scheduler_epochs.clear()
+            await asyncio.sleep(0.05)
+            stack.gateway._scheduler_epochs.update(known)
+            await asyncio.sleep(0.1)
+            await check_idle(stack)
+
+    run(main())
+
+
+def test_a_stream_that_outlasts_the_drain_is_told_that_it_ends(tmp_path: Path) -> None:
+    """Its reader does not wait for tokens that cannot come: the process would be killed while it waits."""
+
+    async def main() -> None:
+        async with virtual_stack(tmp_path) as stack:
+            generation = await stack.gateway.admit(request(1, outputs=900), key="k", patience_s=60.0)
+
+            async def read() -> Finish:
+                return [delivery.finish async for delivery in generation.deliveries()][-1]
+
+            reading = asyncio.create_task(read())
+            await asyncio.sleep(0.2)
+            node = stack.node("gateway", "g0")
+            await node.drain(0.5)
+            async with asyncio.timeout(1.0):
+                assert await reading is Finish.cancelled
+
+    run(main())

@@ -87,6 +87,7 @@ async def test_clients_do_not_read_the_metrics(proxy: Proxy) -> None:
         "http://stack/metrics",
     ):
         assert " 404 " in (await proxy.ask(8080, target)).partition("\r\n")[0], target
+    assert " 200 " not in (await proxy.ask(8080, "/metrics#x")).partition("\r\n")[0]
 
 
 async def test_the_session_of_the_live_page_does_not_reach_grafana(proxy: Proxy) -> None:

@@ -389,6 +389,8 @@ async def test_usage_and_audit_ask_the_ledger(stack: Stack) -> None:
         ("limit=0", "limit"),
         ("limit=x", "limit"),
         ("limit=99999999999999999999", "limit"),
+        ("tenant=%00", "tenant"),  # which PostgreSQL takes for no text, and the ledger for a lost database
+        ("tenant=a%20b", "tenant"),
     ):
         assert _error(await stack.http.get(f"/usage?{query}")) == (400, "invalid_value", param)
 

@@ -254,7 +254,13 @@ def test_a_stack_elsewhere_is_found_by_url_and_key(
     monkeypatch.setenv("HEADGATE_ADMIN_KEY", (stack.data / "admin.key").read_text())
     assert _run("tenants", "list").exit_code == 0
     monkeypatch.setenv("HEADGATE_ADMIN_KEY", "sk-hg-admin-wrong")
-    assert "admin key is needed" in _refused("tenants", "list")
+    assert f"{stack.url} does not take the admin key of HEADGATE_ADMIN_KEY" in _refused("tenants", "list")
+    monkeypatch.setenv("HEADGATE_ADMIN_KEY", "schlüssel")
+    assert "HEADGATE_ADMIN_KEY does not hold an admin key" in _refused("tenants", "list")
+    monkeypatch.delenv("HEADGATE_ADMIN_KEY")
+    monkeypatch.setenv("HEADGATE_ADMIN_KEY_FILE", str(tmp_path / "nowhere"))
+    assert "nowhere is missing" in _refused("tenants", "list")
+    monkeypatch.setenv("HEADGATE_ADMIN_KEY", (stack.data / "admin.key").read_text())
     assert "not a URL" in _refused("tenants", "list", "--admin-url", "http://host:port")
     assert "no stack answers at http://127.0.0.1:9" in _refused("tenants", "list", "--admin-url", "http://127.0.0.1:9")
 
@@ -276,6 +282,12 @@ def test_an_endpoints_file_that_is_broken_is_named(stack: Stack, tmp_path: Path,
         ["keys", "rotate", "a", "--grace", "-1h"],
         ["usage", "--since", "yesterday"],
         ["usage", "--by", "hour"],
+        ["usage", "--since", "2026-12-01", "--until", "2026-01-01"],
+        ["top", "--json"],
+        ["run", "gateway", "--port", "99999"],
+        ["run", "gateway", "--sample-ratio", "2"],
+        ["serve", "--workers", "0"],
+        ["serve", "--admin-port", "99999"],
         ["nonsense"],
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -110,6 +112,48 @@ async def test_the_health_check_tells_by_its_exit_code(
     monkeypatch.delenv("HEADGATE_OPS_PORT")
     code, words = await asyncio.to_thread(asked)
     assert (code, "HEADGATE_OPS_PORT" in words) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["foo", "http://", "http://host:abc", "http://host:99999", "http://[::1"])
+def test_an_address_that_is_none_is_a_wrong_command_line(url: str) -> None:
+    """Exit code 2 and the value, not the 1 of a process that is not well."""
+    result = CliRunner().invoke(main, ["health", "--url", url])
+    assert (result.exit_code, url in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--nats", "foo"),
+        ("--nats", "nats://a:pass@b:port"),
+        ("--nats", "nats://a:1,http://pass@b"),
+        ("--ledger", "mysql://a:pass@b"),
+        ("--ledger", "postgresql://a:pass@b:port/c"),
+    ],
+)
+def test_an_address_of_a_server_is_checked_before_anything_starts(option: str, value: str) -> None:
+    """Its password is not repeated."""
+    arguments = ["run", "ledger", "--nats", "nats://a:1", option, value]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, option in result.stderr, "pass@" in result.stderr) == (2, True, False), result.stderr
+
+
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """One line and exit code 1, of `run` and of `serve`."""
+    (tmp_path / "file").write_text("")
+    for arguments in (["run", "ledger", "--nats", "nats://a:1"], ["serve", "--port", "0", "--admin-port", "0"]):
+        result = CliRunner().invoke(main, [*arguments, "--data", str(tmp_path / "file")])
+        assert (result.exit_code, str(tmp_path / "file") in result.stderr) == (1, True), result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    """It does not end the process behind the back of who asked for it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HeadgateError, match=f"port {port} on 127.0.0.1 cannot be listened on"):
+            async with ops_port("127.0.0.1", port, report=Stage().readiness.report, metrics=lambda accept: (b"", "")):
+                pass
 
 
 def test_the_health_check_loads_next_to_nothing() -> None:

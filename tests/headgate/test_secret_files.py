@@ -117,6 +117,30 @@ def test_a_secret_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path
     assert "different host names" in secrets("init", "--dir", str(tmp_path), "--cluster", "n1", code=2)
 
 
+def test_a_secret_that_cannot_be_written_is_one_line_and_leaves_no_draft(tmp_path: Path) -> None:
+    """Nor does a password change that `nats.conf` could not be told of."""
+    (tmp_path / "file").write_text("")
+    assert "cannot be made: Not a directory" in secrets("init", "--dir", str(tmp_path / "file" / "sub"), code=1)
+    assert "cannot be written" in secrets("rotate", "--dir", str(tmp_path / "nowhere"), "pepper", code=1)
+    directory = tmp_path / "secrets"
+    secrets("init", "--dir", str(directory))
+    before = (directory / "nats-ledger").read_text()
+    (directory / "nats-worker").unlink()
+    assert "nats-worker cannot be read" in secrets("rotate", "--dir", str(directory), "nats-ledger", code=1)
+    assert (directory / "nats-ledger").read_text() == before
+    (directory / "pepper").unlink()
+    (directory / "pepper").mkdir()
+    assert "pepper cannot be written" in secrets("rotate", "--dir", str(directory), "pepper", code=1)
+    assert not list(directory.glob(".*"))
+
+
+@pytest.mark.parametrize("nodes", ["a", "a,a", "a b,c d", "nats://a,nats://b"])
+def test_a_cluster_is_made_of_different_host_names(tmp_path: Path, nodes: str) -> None:
+    """What is none is a wrong command line, and nothing is made."""
+    assert repr(nodes) in secrets("init", "--dir", str(tmp_path / "secrets"), "--cluster", nodes, code=2)
+    assert not (tmp_path / "secrets").exists()
+
+
 def test_a_gateway_takes_its_secrets_from_the_files(tmp_path: Path) -> None:
     """They are as strong as it asks for, and come before what is in the data directory."""
     secrets("init", "--dir", str(tmp_path / "secrets"))

@@ -173,6 +173,18 @@ def test_its_password_is_in_no_error(jaeger: Jaeger, answer: tuple[int, bytes]) 
         assert "secret" not in str(raised.value)
 
 
+def test_the_command_does_not_tell_the_password_of_its_variable(
+    jaeger: Jaeger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it finds nothing it says where it looked: the address alone."""
+    jaeger.answer = 200, NOTHING
+    monkeypatch.setenv("HEADGATE_JAEGER_URL", jaeger.url.replace("http://", "http://user:secret@"))
+    result = CliRunner().invoke(main, ["trace", "req-1", "--wait", "0"], prog_name="headgate")
+    assert result.exit_code == 1
+    assert jaeger.url in result.stderr
+    assert "secret" not in result.stderr
+
+
 def test_an_address_that_is_none_is_said_to_be() -> None:
     """Not a traceback."""
     with pytest.raises(JaegerUnreadable, match="Invalid port"):

@@ -19,10 +19,23 @@ from headgate.replay import Target, replay
 from policies.vocabulary import Contract, Tenant
 from simulator.records import Arrival, Workload
 
-__all__ = ["CHROMIUM", "SLOTS", "STEP_MS", "TENANTS", "Load", "Visit", "browser", "open_page", "tenants_of"]
+__all__ = [
+    "CHROMIUM",
+    "ELSEWHERE",
+    "SLOTS",
+    "STEP_MS",
+    "TENANTS",
+    "Load",
+    "Visit",
+    "browser",
+    "open_page",
+    "tenants_of",
+]
 
 #: Debian's browser, or the one that is named.
 CHROMIUM = os.environ.get("HEADGATE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+#: The stack under a name that is not that of this machine: over http a browser trusts it less than loopback.
+ELSEWHERE = "stack.test"
 
 STEP_MS, SLOTS, _OUTPUTS = 20, 8, 16
 TENANTS = {
@@ -135,7 +148,13 @@ class Visit:
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
+            ],
         )
         try:
             yield started

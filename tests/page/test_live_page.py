@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from page_support import CHROMIUM, SLOTS, STEP_MS, TENANTS, Load, Visit, browser, open_page, tenants_of
+from page_support import CHROMIUM, ELSEWHERE, SLOTS, STEP_MS, TENANTS, Load, Visit, browser, open_page, tenants_of
 from playwright.sync_api import Browser, expect
 from stack_support import Stack
 
@@ -101,6 +101,14 @@ def ask(stack: Stack, key: str, **fields: object) -> httpx.Response:
         timeout=60,
         trust_env=False,
     )
+
+
+def test_signing_in_works_from_another_machine_over_http(chromium: Browser, stack: Stack, admin_key: str) -> None:
+    """There a browser does not say which site a form is of, but in its Origin: the page must let it tell that."""
+    with open_page(chromium) as visit:
+        visit.sign_in(stack.admin_url.replace("127.0.0.1", ELSEWHERE), admin_key)
+        visit.page.get_by_role("button", name="Sign out").click()
+        visit.page.get_by_label("Admin key").wait_for()
 
 
 def test_login_and_logout(visit: Visit, stack: Stack, admin_key: str) -> None:
