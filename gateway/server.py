@@ -54,6 +54,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
         self._active: RequestResponseCycle | None = None
         self._refused = (400, "The request is not HTTP/1.1.", "invalid_http")
 
@@ -68,6 +69,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_done()
+        self._body_done()
         # uvicorn tells the newest request alone, but with pipelining it is an older one that is being answered.
         if self._active is not None and not self._active.response_complete:
             self._active.disconnected = True
@@ -94,8 +96,14 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._headers_done()
+        # Whoever reads the body gives up after `body_timeout_s`. Nobody reads it after an early answer.
+        self._body_timer = self.loop.call_later(2 * self.edge.body_timeout_s, self.transport.abort)
         super().on_headers_complete()
         self._keep_listening()
+
+    def on_message_complete(self) -> None:
+        self._body_done()
+        super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -135,6 +143,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _body_done(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _headers_late(self) -> None:
         self._header_timer = None

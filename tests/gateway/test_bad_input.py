@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 
@@ -283,6 +284,25 @@ async def test_headers_and_bodies_that_do_not_come_are_given_up() -> None:
         assert (await _raw(served, b"POST ")).startswith(b"HTTP/1.1 408 ")
         head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 9\r\n\r\n"
         assert (await _raw(served, head.encode() + b"{")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_that_nobody_waits_for_is_given_up_too() -> None:
+    """After an early answer (no key) the rest of a body may trickle for twice the time of a body, not for ever."""
+    settings = EdgeSettings(body_timeout_s=0.2)
+    async with edge(settings=settings) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n".encode())
+        assert b"401" in await reader.readline()
+        began = asyncio.get_running_loop().time()
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof() and asyncio.get_running_loop().time() - began < 5:
+                writer.write(b" ")
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await reader.read(1000)
+        assert asyncio.get_running_loop().time() - began < 2
+        writer.close()
 
 
 async def test_more_connections_than_allowed_are_turned_away() -> None:
