@@ -122,7 +122,8 @@ class PostgresLedger:
                 COALESCE(SUM(output_tokens), 0)::bigint, COALESCE(SUM(cached_tokens), 0)::bigint,
                 COUNT(*) FILTER (WHERE settled_unix_s IS NULL)
             FROM usage
-            WHERE (%s::text = '' OR tenant = %s) AND (%s::text = '' OR day >= %s) AND (%s::text = '' OR day <= %s)
+            WHERE opened_unix_s IS NOT NULL
+                AND (%s::text = '' OR tenant = %s) AND (%s::text = '' OR day >= %s) AND (%s::text = '' OR day <= %s)
             GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT %s
         """
         arguments = _storable((*[query.tenant] * 2, *[query.since] * 2, *[query.until] * 2, query.limit))

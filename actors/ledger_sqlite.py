@@ -90,7 +90,8 @@ class SqliteLedger:
                 COALESCE(SUM(output_tokens), 0), COALESCE(SUM(cached_tokens), 0),
                 SUM(settled_unix_s IS NULL)
             FROM usage
-            WHERE (? = '' OR tenant = ?) AND (? = '' OR day >= ?) AND (? = '' OR day <= ?)
+            WHERE opened_unix_s IS NOT NULL
+                AND (? = '' OR tenant = ?) AND (? = '' OR day >= ?) AND (? = '' OR day <= ?)
             GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT ?
         """
         arguments = (*[query.tenant] * 2, *[query.since] * 2, *[query.until] * 2, query.limit)

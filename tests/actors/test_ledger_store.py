@@ -77,6 +77,16 @@ def test_folding_is_idempotent_in_any_order(store: LedgerStore) -> None:
         assert (row.tenant, row.requests, row.output_tokens, row.unsettled) == ("acme", 1, 20, 0)
 
 
+def test_what_was_never_written_ahead_is_nobodys_usage(store: LedgerStore) -> None:
+    """Admitted while its gateway was dying, it was settled and never answered: it is in no sum until it has an owner,
+    and nothing waits for it."""
+    store.fold_usage([settled("r1"), opened("r2"), settled("r2")])
+    assert [(row.tenant, row.requests) for row in store.usage(UsageQuery())] == [("acme", 1)]
+    assert store.unsettled() == 0
+    store.fold_usage([opened("r1")])
+    assert [(row.tenant, row.requests) for row in store.usage(UsageQuery())] == [("acme", 2)]
+
+
 def test_the_settlement_of_most_outputs_counts(store: LedgerStore) -> None:
     """Whichever comes first: a gateway that was taken for dead may have streamed on."""
     store.fold_usage([opened("r1"), settled("r1", outputs=5), settled("r1", outputs=20)])
