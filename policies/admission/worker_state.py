@@ -11,13 +11,16 @@ from math import inf
 
 import msgspec
 
-from policies.pace import LEND_STEPS, aimed_s
+from policies.pace import AIMED, LEND_STEPS, aimed_s
 from policies.vocabulary import BLOCK_SIZE, RequestLoad, Tier, WorkerLoad
 
 __all__ = ["HORIZON", "Prompt", "Reservation", "Row", "WorkerState"]
 
 #: Steps ahead at which contexts are taken when a pace is judged.
 HORIZON = 64
+
+#: The order of a prompt whose deadline is past: behind all that are not, before those without one.
+_LATE = 1e18
 
 #: A decoding row: outputs to come, context, allowed pace (inf: it binds nobody).
 Row = tuple[int, int, float]
@@ -126,8 +129,9 @@ class WorkerState:
             else:
                 prefilling += 1
                 if context:
-                    started += left
                     cached += context
+                    if not r.waits:
+                        started += left
             outputs = r.outputs_left
             if contract and r.tier >= flex:
                 if decodes and not flex_yields:
@@ -138,13 +142,14 @@ class WorkerState:
             tpot, allowed = r.tpot_s, inf
             if tpot is not None:
                 lead, to_come = r.lead_s, outputs or 1
-                aimed = aimed_s(tpot)
+                aimed = tpot * AIMED  # in line, as below: this is asked of every row for every decision
                 allowed = aimed + lead / to_come
                 # A row that not even an empty worker could save binds nobody.
                 if single + per_context * context > tpot + lead / to_come:
                     allowed = inf
                 elif decodes:
-                    lent = aimed + lead / min(LEND_STEPS, r.outputs_left or 1)
+                    most = r.outputs_left or 1
+                    lent = aimed + lead / (LEND_STEPS if most > LEND_STEPS else most)
                     if lent < self.lent_pace:
                         self.lent_pace = lent
                     if aimed < self.even_pace:
@@ -160,9 +165,9 @@ class WorkerState:
                 due = r.first_token_in_s
                 if due is None:
                     due = inf
-                order = -inf if r.generated else _order(due)
+                order = -inf if r.generated else due if due >= 0 else _LATE
                 tier = -1 if begun and due < 0 and r.tier < flex else r.tier
-                add_prompt((tier, order, number, max(1, left), context, outputs, allowed, begun, due))
+                add_prompt((tier, order, number, left or 1, context, outputs, allowed, begun, due))
         self.crowded = prefilling > 0
         self._in_flight = decoding, decoded, started
         self._held = decoded + cached
@@ -196,4 +201,4 @@ class WorkerState:
 
 def _order(due: float) -> float:
     # As the scheduler has it: who can still be in time, then who cannot any more, then who has no deadline.
-    return due if due >= 0 else 1e18
+    return due if due >= 0 else _LATE
