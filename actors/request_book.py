@@ -11,11 +11,11 @@ from collections import OrderedDict, deque
 from actors.messages import UsageSettled
 from policies.vocabulary import Finish, Request
 
-__all__ = ["EVERY_ATTEMPT", "RequestBook"]
+__all__ = ["RequestBook"]
 
 #: Ended requests remembered, for late questions about them.
 _KEPT_ENDED = 4096
-EVERY_ATTEMPT = 2**31
+_EVERY_ATTEMPT = 2**31
 
 
 class RequestBook:
@@ -57,7 +57,7 @@ class RequestBook:
         while len(self._generated) > _KEPT_ENDED + len(self.live):
             self._generated.popitem(last=False)
 
-    def unwanted(self, request_id: str, attempt: int = EVERY_ATTEMPT) -> None:
+    def unwanted(self, request_id: str, attempt: int = _EVERY_ATTEMPT) -> None:
         """Attempts up to this one are not to be served (any more)."""
         self._over[request_id] = max(attempt, self._over.pop(request_id, 0))
         if len(self._over) > _KEPT_ENDED:

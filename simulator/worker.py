@@ -20,7 +20,7 @@ from simulator.records import Arrival, Device, StepRecord
 from simulator.requests import MODEL
 from simulator.step_times import SampledStepTime
 
-__all__ = ["SimulatedWorker"]
+__all__ = ["SimulatedWorker", "worker_spec"]
 
 #: Skipping fewer steps costs more than to go through them.
 _LEAST_SKIP = 2
@@ -50,18 +50,7 @@ class SimulatedWorker:
         number: int = 0,
         roused: set[int] | None = None,
     ) -> None:
-        spec = WorkerSpec(
-            MODEL,
-            "simulated",
-            device.blocks,
-            device.host_blocks,
-            device.block_bytes,
-            device.slots,
-            device.tokens_per_step,
-            device.max_context,
-            device.swap_bytes_per_s,
-            device.step_time,
-        )
+        spec = worker_spec(device)
         self.name = name
         self.step_time = SampledStepTime(device.step_time, known=known)
         self.scheduler = Scheduler(spec, config=config, step_time=self.step_time, names=names)
@@ -240,3 +229,19 @@ class SimulatedWorker:
             len(step.swap_out),
             len(step.swap_in),
         )
+
+
+def worker_spec(device: Device) -> WorkerSpec:
+    """A device model as a worker would tell it of itself."""
+    return WorkerSpec(
+        MODEL,
+        "simulated",
+        device.blocks,
+        device.host_blocks,
+        device.block_bytes,
+        device.slots,
+        device.tokens_per_step,
+        device.max_context,
+        device.swap_bytes_per_s,
+        device.step_time,
+    )

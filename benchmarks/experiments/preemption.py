@@ -25,12 +25,13 @@ from policies.giving import Costs, Link
 from policies.kv import KvMemory, blocks_for
 from policies.rows import Row
 from policies.running import Running
-from policies.vocabulary import BLOCK_SIZE, Contract, Tenant, WorkerSpec
+from policies.vocabulary import BLOCK_SIZE, Contract, Tenant
 from simulator.devices import load_device
 from simulator.plots.style import PALETTE, dress, figure, legend_below
 from simulator.records import PREFIX_TOKENS, Arrival, Device, Workload
-from simulator.requests import MODEL, BlockNames, make_request
+from simulator.requests import BlockNames, make_request
 from simulator.step_times import SampledStepTime
+from simulator.worker import worker_spec
 
 __all__ = ["crossover"]
 
@@ -93,18 +94,7 @@ def _blocks(workload: Workload, shared: int) -> int:
 
 def _predicted(device: Device, workload: Workload) -> tuple[float, float]:
     """What the rule says of the same preemption: (recompute, swap), seconds of rows."""
-    spec = WorkerSpec(
-        MODEL,
-        "simulated",
-        device.blocks,
-        device.host_blocks,
-        device.block_bytes,
-        device.slots,
-        device.tokens_per_step,
-        device.max_context,
-        device.swap_bytes_per_s,
-        device.step_time,
-    )
+    spec = worker_spec(device)
     names = BlockNames(workload.arrivals, workload.tenants)
     kv, running = KvMemory(spec.blocks, spec.host_blocks, names=names), Running(spec.slots, max_preemptions=2)
     rows = []

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from math import ceil
 
-from actors.messages import AuditQuery, AuditRows, Decision, UsageQuery, UsageRows
+from actors.messages import AuditQuery, AuditRows, UsageQuery, UsageRows
 from actors.usage import AUDIT_SUBJECT
 from gateway.admin import AdminSources, admin_app
 from gateway.app import create_app
@@ -28,7 +28,6 @@ from headgate.errors import HeadgateError
 from headgate.http_server import serving
 from headgate.process import RoleContext
 from observability.metrics import EdgeMetrics
-from policies.vocabulary import Request
 
 __all__ = ["gateway"]
 
@@ -64,32 +63,12 @@ async def gateway(context: RoleContext) -> AsyncIterator[GatewayActor]:
         metrics=_exposition(context, actor),
     )
 
-    async def usage(query: UsageQuery) -> UsageRows:
-        return await node.ask("ledger.any", query, want=UsageRows, timeout_s=5.0)
-
-    async def audit_rows(query: AuditQuery) -> AuditRows:
-        return await node.ask("ledger.any", query, want=AuditRows, timeout_s=5.0)
-
-    async def explain(request: Request) -> Decision:
-        return await actor.explain(request)
-
-    async def processes() -> list[dict[str, object]]:
-        return actor.view.processes()
-
     hub = LiveHub(node, view=actor.view, tenants=directory.tenants, models={settings.name: model})
     admin = admin_app(
         admin_key=secrets.admin_key,
         tenancy=Tenancy(tenants, keys, directory, pepper=secrets.pepper, audit=audit),
         directory=directory,
-        sources=AdminSources(
-            usage=usage,
-            audit=audit_rows,
-            explain=explain,
-            processes=processes,
-            workers=actor.view.workers,
-            live=hub,
-            spans=span_source(settings.data_dir, jaeger_url=settings.jaeger_url),
-        ),
+        sources=_sources(context, actor, hub),
         gateway=context.instance,
     )
     readiness.check(actor.not_ready)
@@ -113,3 +92,27 @@ def _exposition(context: RoleContext, actor: GatewayActor) -> Callable[[str], tu
     if context.settings.ops_port is not None:
         return context.metrics.render
     return lambda accept: actor.view.exposition(context.metrics.registry, accept)
+
+
+def _sources(context: RoleContext, actor: GatewayActor, hub: LiveHub) -> AdminSources:
+    """Who answers what the admin port is asked."""
+    settings, node = context.settings, context.node
+
+    async def usage(query: UsageQuery) -> UsageRows:
+        return await node.ask("ledger.any", query, want=UsageRows, timeout_s=5.0)
+
+    async def audit(query: AuditQuery) -> AuditRows:
+        return await node.ask("ledger.any", query, want=AuditRows, timeout_s=5.0)
+
+    async def processes() -> list[dict[str, object]]:
+        return actor.view.processes()
+
+    return AdminSources(
+        usage=usage,
+        audit=audit,
+        explain=actor.explain,
+        processes=processes,
+        workers=actor.view.workers,
+        live=hub,
+        spans=span_source(settings.data_dir, jaeger_url=settings.jaeger_url),
+    )

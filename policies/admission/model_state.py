@@ -69,11 +69,6 @@ class ModelState:
         if pace is not None:
             self._paces[candidate.tier] = pace
 
-    def pace_above(self, tier: int, now: float) -> float | None:
-        """The tightest pace that came lately in a class above."""
-        paces = (pace for of, (pace, at) in self._paces.items() if of < tier and now - at <= _LATELY_S)
-        return min(paces, default=None)
-
     def climb(self, now: float) -> None:
         """Look at the pressure, five times a dwell at most."""
         rungs = self._policy.ladder
@@ -90,7 +85,7 @@ class ModelState:
         any tenant was promised; else the tightest that a higher class came with lately. A batch that grew to the pace
         of a lower class would shut a higher one out; one that grew to the pace of its own leaves no room for prompts,
         so where the room of others is steered it is of the pace too."""
-        higher = self.pace_above(candidate.tier, now)
+        higher = self._pace_above(candidate.tier, now)
         if candidate.binds and not room:
             return higher
         any_pace = tightest_tpot_s()
@@ -102,6 +97,7 @@ class ModelState:
         return pace - room * max(0.0, pace - empty_s)
 
     def overloaded(self, jitter: float) -> Refuse:
+        """The refusal of what has no contract, from that rung on. `jitter` in [0, 1) spreads the retries."""
         rungs = self._policy.ladder or Rungs()
         return Refuse(
             reason=Reason.overloaded,
@@ -120,6 +116,11 @@ class ModelState:
         prompt = candidate.prompt_tokens
         reading = c.per_row_s + c.per_context_s * (prompt + outputs / 2)
         return prompt * (c.per_token_s + c.per_attended_s * prompt / 2) + outputs * (c.per_token_s + reading)
+
+    def _pace_above(self, tier: int, now: float) -> float | None:
+        """The tightest pace that came lately in a class above."""
+        paces = (pace for of, (pace, at) in self._paces.items() if of < tier and now - at <= _LATELY_S)
+        return min(paces, default=None)
 
 
 def _tightest(kept: tuple[float, float] | None, seconds: float | None, now: float) -> tuple[float, float] | None:

@@ -41,9 +41,9 @@ def test_names_before_a_port_and_a_containers_own_address_are_changed(
 
 def test_paths_are_changed_as_wholes(translation: Translation) -> None:
     """`/data` is not the beginning of `/database`, nor the end of `/my/data`; what was put in is not changed again."""
-    paths = {"/data": "/tmp/data/x", "/data/in": "/y", "/run/secrets/nats": "/z"}
+    paths = {"/data": "/elsewhere/x", "/data/in": "/y", "/run/secrets/nats": "/z"}
     text = "/data /data/in /data/other /database my/data /run/secrets/nats-worker"
-    wanted = "/tmp/data/x /y /tmp/data/x/other /database my/data /run/secrets/nats-worker"
+    wanted = "/elsewhere/x /y /elsewhere/x/other /database my/data /run/secrets/nats-worker"
     assert translation.text(text, of="gateway", paths=paths) == wanted
 
 
