@@ -39,7 +39,7 @@ _START_S = 180.0  # the first start on a machine compiles the CPU kernels
 
 @click.command("demo")
 @click.option("--seconds", default=12.0, show_default=True, help="How long the flood lasts.")
-@click.option("--times", default=4.0, show_default=True, help="How many times its capacity the flood sends.")
+@click.option("--times", default=3.0, show_default=True, help="How many times its capacity the flood sends.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--keep", is_flag=True, help="Keep the data directory, for `headgate trace` and `headgate usage`.")
 @click.option(
